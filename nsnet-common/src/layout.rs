@@ -1,0 +1,434 @@
+//! Map keys, values, names and sizes, and the numbers both sides derive from one another. Stated here only.
+//!
+//! A change that alters what an existing pin means raises [`LAYOUT_VERSION`]: it is part of the pins' folder, so an
+//! older program's maps are never misread.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::wire::{IpAddress, Mac};
+
+/// Version of everything in this file, part of the path of the pins.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
+pub const MAX_PORTS: u32 = 4096;
+/// Networks on one host. Network ids run from 1 to `MAX_NETWORKS - 1`.
+pub const MAX_NETWORKS: u32 = 1024;
+/// Addresses of namespaces and gateways, over all networks.
+pub const MAX_ADDRESSES: u32 = 4 * MAX_PORTS;
+/// Subnets, over all networks.
+pub const MAX_SUBNETS: u32 = 4 * MAX_NETWORKS;
+/// Foreign MACs that one learning port may have at a time.
+pub const FOREIGN_PER_PORT: u16 = 64;
+/// Entries of the hashed FDB: one user-set MAC and all foreign MACs for each port.
+pub const MAX_STATIONS: u32 = MAX_PORTS * (1 + FOREIGN_PER_PORT as u32);
+/// Largest number of (port, reason) pairs that can be counted.
+pub const MAX_DROP_COUNTERS: u32 = MAX_PORTS * 64;
+
+/// The host's interface of port N has the index `PORT_IFINDEX_BASE + N`: a program knows its port by a subtraction.
+/// Far above what the kernel hands out by itself in a namespace's life.
+pub const PORT_IFINDEX_BASE: u32 = 1 << 24;
+
+/// A learned MAC that has not been heard for this long is forgotten (802.1D-2004 table 7-5: 300 s).
+pub const AGEING_NS: u64 = 300 * 1_000_000_000;
+/// How old the stamp of a learned MAC must be before hearing it again writes to the table.
+pub const REFRESH_NS: u64 = 1_000_000_000;
+/// What one flooded copy costs a port's flood allowance: 200,000 copies a second.
+pub const FLOOD_COPY_NS: u64 = 5_000;
+/// How far ahead of the clock a port may run: a burst of 40,000 copies.
+pub const FLOOD_BURST_NS: u64 = 200_000_000;
+
+/// Names of the programs and maps, as in the object and among the pins.
+pub mod names {
+    /// tcx ingress of the host end of a namespace's veth.
+    pub const FROM_NAMESPACE: &str = "from_namespace";
+    /// tcx egress of a network's own interface in the host.
+    pub const FROM_HOST: &str = "from_host";
+    /// Every program.
+    pub const PROGRAMS: [&str; 2] = [FROM_NAMESPACE, FROM_HOST];
+
+    /// Array of [`Port`](super::Port) by port id.
+    pub const PORTS: &str = "PORTS";
+    /// Array of [`Network`](super::Network) by network id.
+    pub const NETWORKS: &str = "NETWORKS";
+    /// Hash of [`StationKey`](super::StationKey) to [`Station`](super::Station).
+    pub const STATIONS: &str = "STATIONS";
+    /// Hash of [`ForeignKey`](super::ForeignKey) to MAC: which foreign MACs a port has learned.
+    pub const FOREIGN: &str = "FOREIGN";
+    /// Hash of [`AddressKey`](super::AddressKey) to port id.
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// LPM trie of IP prefix to network id.
+    pub const SUBNETS: &str = "SUBNETS";
+    /// Per-CPU array of [`PortCounters`](super::PortCounters) by port id.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Traffic`](super::Traffic).
+    pub const DROPS: &str = "DROPS";
+    /// Array of u64 by port id: when the port's flood allowance is used up to, on the monotonic clock, nanoseconds.
+    pub const FLOOD_CLOCKS: &str = "FLOOD_CLOCKS";
+    /// Every map.
+    pub const MAPS: [&str; 9] = [PORTS, NETWORKS, STATIONS, FOREIGN, ADDRESSES, SUBNETS, COUNTERS, DROPS, FLOOD_CLOCKS];
+
+    /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).
+    pub const USE_REDIRECT_PEER: &str = "USE_REDIRECT_PEER";
+}
+
+/// A port's number on this host, 1 to `MAX_PORTS - 1`. 0 is "no port".
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(transparent)]
+pub struct PortId(pub u16);
+
+impl PortId {
+    /// No port: the end of a list.
+    pub const NONE: Self = Self(0);
+
+    /// The index of this port's interface in the host's namespace.
+    #[inline(always)]
+    pub const fn ifindex(self) -> u32 {
+        PORT_IFINDEX_BASE + self.0 as u32
+    }
+
+    /// The port of an interface index; [`PortId::NONE`] for an interface that is no port of ours.
+    #[inline(always)]
+    pub const fn from_ifindex(ifindex: u32) -> Self {
+        let id = ifindex.wrapping_sub(PORT_IFINDEX_BASE);
+        if id < MAX_PORTS { Self(id as u16) } else { Self::NONE }
+    }
+}
+
+/// A network's number on this host, 1 to `MAX_NETWORKS - 1`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(transparent)]
+pub struct NetworkId(pub u16);
+
+/// Properties of a port, or-ed together.
+pub mod flags {
+    /// The network's own interface in the host.
+    pub const HOST: u16 = 1 << 0;
+    /// Frames from foreign MACs are accepted, and the MACs learned.
+    pub const LEARN: u16 = 1 << 1;
+    /// Senders are not checked: neither MAC nor addresses.
+    pub const TRUSTED: u16 = 1 << 2;
+    /// The network has an IPv6 subnet.
+    pub const IPV6: u16 = 1 << 3;
+}
+
+/// One port: all that is needed to judge a frame from it and to deliver a frame to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Port {
+    mac: Mac,
+    flags: u16,
+    ipv4: [u8; 4],
+    network: NetworkId,
+    next: PortId,
+    ipv6: [u8; 16],
+    mtu: u16,
+    id: PortId,
+}
+
+impl Port {
+    /// A port with no address and no neighbour in the network's list. `mtu` counts the bytes after the Ethernet header.
+    pub fn new(id: PortId, network: NetworkId, mac: Mac, mtu: u16, flags: u16) -> Self {
+        Self { mac, flags, network, mtu, id, ..Self::default() }
+    }
+
+    /// The same port with its first IPv4 and IPv6 address (the others are in `ADDRESSES` only).
+    #[must_use]
+    pub fn with_addresses(self, ipv4: Option<[u8; 4]>, ipv6: Option<[u8; 16]>) -> Self {
+        Self { ipv4: ipv4.unwrap_or_default(), ipv6: ipv6.unwrap_or_default(), ..self }
+    }
+
+    /// The same port, followed by `next` in its network's list.
+    #[must_use]
+    pub fn followed_by(self, next: PortId) -> Self {
+        Self { next, ..self }
+    }
+
+    /// What is left in the array when a port is taken out: no port, but the way to the next for a flood that has just
+    /// come by.
+    #[must_use]
+    pub fn removed(self) -> Self {
+        Self { network: self.network, next: self.next, ..Self::default() }
+    }
+
+    /// The port's number; [`PortId::NONE`] in an array slot that holds no port.
+    #[inline(always)]
+    pub fn id(&self) -> PortId {
+        self.id
+    }
+
+    /// The network that the port belongs to.
+    #[inline(always)]
+    pub fn network(&self) -> NetworkId {
+        self.network
+    }
+
+    /// The MAC of the interface behind the port.
+    #[inline(always)]
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// The first IPv4 address; 0.0.0.0 for none.
+    #[inline(always)]
+    pub fn ipv4(&self) -> [u8; 4] {
+        self.ipv4
+    }
+
+    /// The first IPv6 address; `::` for none.
+    #[inline(always)]
+    pub fn ipv6(&self) -> [u8; 16] {
+        self.ipv6
+    }
+
+    /// The longest frame the port takes, without the Ethernet header, bytes.
+    #[inline(always)]
+    pub fn mtu(&self) -> u32 {
+        u32::from(self.mtu)
+    }
+
+    /// The next port of the same network; [`PortId::NONE`] for the last.
+    #[inline(always)]
+    pub fn next(&self) -> PortId {
+        self.next
+    }
+
+    /// Whether this is the network's own interface in the host.
+    #[inline(always)]
+    pub fn is_host(&self) -> bool {
+        self.flags & flags::HOST != 0
+    }
+
+    /// Whether foreign MACs are learned here.
+    #[inline(always)]
+    pub fn learns(&self) -> bool {
+        self.flags & flags::LEARN != 0
+    }
+
+    /// Whether the sender's addresses go unchecked.
+    #[inline(always)]
+    pub fn is_trusted(&self) -> bool {
+        self.flags & flags::TRUSTED != 0
+    }
+
+    /// Whether IPv6 is spoken here.
+    #[inline(always)]
+    pub fn has_ipv6(&self) -> bool {
+        self.flags & flags::IPV6 != 0
+    }
+
+    /// The flags as stored.
+    pub fn flags(&self) -> u16 {
+        self.flags
+    }
+}
+
+/// One network: the head of its list of ports.
+///
+/// A list through the ports themselves, because taking a port out is then one 16-bit store: a flood that runs at the
+/// same time neither misses nor repeats another port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Network {
+    first: PortId,
+    ports: u16,
+    learning: u16,
+    pad: u16,
+}
+
+impl Network {
+    /// A network whose list begins with `first`, has `ports` members, of which `learning` learn foreign MACs.
+    pub fn new(first: PortId, ports: u16, learning: u16) -> Self {
+        Self { first, ports, learning, pad: 0 }
+    }
+
+    /// The first port of the list.
+    #[inline(always)]
+    pub fn first(&self) -> PortId {
+        self.first
+    }
+
+    /// How many ports the list has.
+    #[inline(always)]
+    pub fn ports(&self) -> u16 {
+        self.ports
+    }
+
+    /// How many of them learn foreign MACs.
+    #[inline(always)]
+    pub fn learning(&self) -> u16 {
+        self.learning
+    }
+}
+
+/// Key of the hashed FDB: MACs that the array FDB cannot hold (foreign ones, and ones set by the user).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct StationKey {
+    /// The network: one MAC may stand in several.
+    pub network: NetworkId,
+    /// The station's MAC.
+    pub mac: Mac,
+}
+
+/// Value of the hashed FDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Station {
+    heard: u64,
+    port: PortId,
+    fixed: u16,
+    pad: u32,
+}
+
+impl Station {
+    /// A station set by the control plane: never moves, never ages.
+    pub fn fixed(port: PortId) -> Self {
+        Self { heard: 0, port, fixed: 1, pad: 0 }
+    }
+
+    /// A station heard behind `port` at `now` (monotonic clock, nanoseconds).
+    #[inline(always)]
+    pub fn learned(port: PortId, now: u64) -> Self {
+        Self { heard: now, port, fixed: 0, pad: 0 }
+    }
+
+    /// The port that the station is behind.
+    #[inline(always)]
+    pub fn port(&self) -> PortId {
+        self.port
+    }
+
+    /// Whether the control plane set it.
+    #[inline(always)]
+    pub fn is_fixed(&self) -> bool {
+        self.fixed != 0
+    }
+
+    /// Nanoseconds since the station was last heard.
+    #[inline(always)]
+    pub fn age(&self, now: u64) -> u64 {
+        now.saturating_sub(self.heard)
+    }
+
+    /// Whether the entry still counts at `now`.
+    #[inline(always)]
+    pub fn is_alive(&self, now: u64) -> bool {
+        self.is_fixed() || self.age(now) < AGEING_NS
+    }
+}
+
+/// Key of `FOREIGN`: the places a port has for learned MACs. A flood of MACs fills the places of its own port only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ForeignKey {
+    /// The port.
+    pub port: PortId,
+    /// 0 to [`FOREIGN_PER_PORT`] - 1.
+    pub place: u16,
+}
+
+/// Key of `ADDRESSES`: who has an address in a network. IPv4 as ::ffff:a.b.c.d, so that both families are one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct AddressKey {
+    /// The network.
+    pub network: NetworkId,
+    /// The address, network byte order.
+    pub ip: IpAddress,
+}
+
+/// Bits of a prefix in `SUBNETS` are counted in the mapped form: an IPv4 /24 is a /120 there.
+pub const MAPPED_IPV4_BITS: u32 = 96;
+
+/// Key of `DROPS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct DropKey {
+    /// The port that the frame came from; [`PortId::NONE`] when it is no port.
+    pub port: PortId,
+    /// [`DropReason::code`](crate::verdict::DropReason::code).
+    pub reason: u16,
+}
+
+/// Frames and their bytes, Ethernet header included. A GSO frame counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Traffic {
+    /// Frames.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// One more frame of `length` bytes.
+    #[inline(always)]
+    pub fn add(&mut self, length: u32) {
+        self.packets = self.packets.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(u64::from(length));
+    }
+}
+
+/// What one port has seen, on one CPU: `received.packets` = forwarded + `flooded` + `answered` + drops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PortCounters {
+    /// From the namespace (or the host) into the switch.
+    pub received: Traffic,
+    /// Out of the switch to the namespace (or the host).
+    pub sent: Traffic,
+    /// Received frames that were flooded.
+    pub flooded: u64,
+    /// Received ARP requests and neighbour solicitations that were answered.
+    pub answered: u64,
+}
+
+/// The MAC of a port: `02:NN:NN:PP:PP:xx`, network, port, and a byte that changes when a port id is used again.
+/// The FDB of such MACs is an array lookup.
+pub fn port_mac(network: NetworkId, port: PortId, generation: u8) -> Mac {
+    let [n1, n0] = network.0.to_be_bytes();
+    let [p1, p0] = port.0.to_be_bytes();
+    Mac([0x02, n1, n0, p1, p0, generation])
+}
+
+/// The port that a MAC of [`port_mac`]'s form names. The caller checks that the port really has this MAC.
+#[inline(always)]
+pub fn port_of_mac(mac: Mac) -> PortId {
+    let Mac([kind, _, _, p1, p0, _]) = mac;
+    if kind == 0x02 { PortId(u16::from_be_bytes([p1, p0])) } else { PortId::NONE }
+}
+
+/// Keys of the trie have no padding and any alignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(transparent)]
+pub struct SubnetKey(pub IpAddress);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_known_by_its_interface_index_and_by_its_mac() {
+        let port = PortId(0x0abc);
+        assert_eq!(PortId::from_ifindex(port.ifindex()), port);
+        assert_eq!(PortId::from_ifindex(2), PortId::NONE);
+        assert_eq!(PortId::from_ifindex(PORT_IFINDEX_BASE + MAX_PORTS), PortId::NONE);
+        let mac = port_mac(NetworkId(0x0102), port, 7);
+        assert_eq!(mac, Mac([2, 1, 2, 0x0a, 0xbc, 7]));
+        assert_eq!(port_of_mac(mac), port);
+        assert_eq!(port_of_mac(Mac([0, 1, 2, 0, 1, 7])), PortId::NONE);
+    }
+
+    #[test]
+    fn values_have_the_size_the_maps_were_designed_for() {
+        assert_eq!(size_of::<Port>(), 36);
+        assert_eq!(size_of::<StationKey>(), 8);
+        assert_eq!(size_of::<Station>(), 16);
+        assert_eq!(size_of::<PortCounters>(), 48);
+    }
+}

@@ -1,0 +1,237 @@
+//! The eBPF programs: load, pin, attach. Once pinned they forward with no process of ours running.
+//!
+//! ```text
+//! /run/nsnet/bpf/<host>/        one folder for each namespace that acts as host, made whole by one rename
+//!   programs/<name>  maps/<NAME>  links/<port id>
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::{Program, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+use nix::errno::Errno;
+use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
+
+use super::error::{Doing as _, KernelError, Result};
+use super::features::Features;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
+
+/// Which side of which interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// The host end of a namespace's veth: what the namespace sends.
+    Namespace,
+    /// The network's own interface: what the host sends.
+    Host,
+}
+
+impl Hook {
+    /// The program that belongs there.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Namespace => names::FROM_NAMESPACE,
+            Self::Host => names::FROM_HOST,
+        }
+    }
+
+    fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Namespace => TcAttachType::Ingress,
+            Self::Host => TcAttachType::Egress,
+        }
+    }
+}
+
+/// The pinned programs, maps and links of one host.
+#[derive(Clone, Debug)]
+pub struct Dataplane {
+    root: PathBuf,
+}
+
+impl Dataplane {
+    /// The dataplane whose pins are, or will be, below `bpffs` for the host `host`.
+    pub fn at(bpffs: &Path, host: &str) -> Self {
+        Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")) }
+    }
+
+    /// Whether it is loaded.
+    pub fn is_loaded(&self) -> bool {
+        self.root.join("programs").join(names::FROM_NAMESPACE).exists()
+    }
+
+    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
+    pub fn load(&self, features: Features) -> Result<()> {
+        if self.is_loaded() {
+            return Ok(());
+        }
+        let mut ebpf = open_object(features)?;
+        let draft = self.root.with_extension("new");
+        remove_pins(&draft)?;
+        let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
+            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))
+        });
+        if pinned.is_err() {
+            // The first error is the one to report; what cannot be removed now is removed by the next load.
+            let _reported_next_time = remove_pins(&draft);
+        }
+        pinned
+    }
+
+    /// Removes all pins: the kernel frees programs and maps with the last of them.
+    pub fn unload(&self) -> Result<()> {
+        remove_pins(&self.root)
+    }
+
+    /// The folder of the pinned maps.
+    pub(crate) fn maps_dir(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn link_path(&self, port: PortId) -> PathBuf {
+        self.root.join("links").join(port.0.to_string())
+    }
+
+    fn program(&self, hook: Hook) -> Result<SchedClassifier> {
+        let path = self.root.join("programs").join(hook.program());
+        SchedClassifier::from_pin(&path).map_err(|error| refused(format!("open program {}", hook.program()), error))
+    }
+
+    /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx.
+    pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
+        let what = || format!("attach {} to {interface}", hook.program());
+        let mut program = self.program(hook)?;
+        self.detach(port)?;
+        if !features.tcx {
+            match qdisc_add_clsact(interface) {
+                Err(error) if io_errno(&error) != Some(Errno::EEXIST) => return Err(refused(what(), error)),
+                _ => {}
+            }
+            let options = TcAttachOptions::Netlink(NlOptions::default());
+            let link = program.attach_with_options(interface, hook.attach_type(), options);
+            let link = link.map_err(|error| refused(what(), error))?;
+            // The filter belongs to the interface and goes with it: dropping the link must not take it off.
+            std::mem::forget(program.take_link(link).map_err(|error| refused(what(), error))?);
+            return Ok(());
+        }
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let link = program.attach_with_options(interface, hook.attach_type(), options);
+        let link = link.map_err(|error| refused(what(), error))?;
+        let link = program.take_link(link).map_err(|error| refused(what(), error))?;
+        let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
+        let pin = link.pin(self.link_path(port));
+        pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the link of {interface}"), error))
+    }
+
+    /// Takes the program of a port off. (A clsact filter goes with its interface.)
+    pub fn detach(&self, port: PortId) -> Result<()> {
+        let path = self.link_path(port);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether our program is on `interface` now, as the kernel tells it.
+    pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+        if !features.tcx {
+            // The kernel has no query for clsact filters by program; the filter lives as long as the interface.
+            return Ok(true);
+        }
+        if PinnedLink::from_pin(self.link_path(port)).is_err() {
+            return Ok(false);
+        }
+        let program = self.program(hook)?;
+        let ours = program.info().map_err(|error| refused("read a program's description", error))?.id();
+        match SchedClassifier::query_tcx(interface, hook.attach_type()) {
+            Ok((_revision, programs)) => Ok(programs.iter().any(|program| program.id() == ours)),
+            Err(_no_such_interface) => Ok(false),
+        }
+    }
+}
+
+/// Opens the embedded object with its globals set, and has the verifier accept its programs.
+pub fn open_object(features: Features) -> Result<Ebpf> {
+    if OBJECT.is_empty() {
+        return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
+            .with_remedy("run `cargo xtask build`"));
+    }
+    let use_peer = u8::from(features.redirect_peer);
+    let mut ebpf = EbpfLoader::new()
+        // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
+        .btf(None)
+        .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
+        .load(OBJECT)
+        .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
+    for name in names::PROGRAMS {
+        program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
+    }
+    Ok(ebpf)
+}
+
+/// The program `name` of a loaded object.
+pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let missing = || KernelError::refused(format!("find program {name}"), "the eBPF object does not have it");
+    let program: &mut Program = ebpf.program_mut(name).ok_or_else(missing)?;
+    program.try_into().map_err(|_other_type| missing())
+}
+
+fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
+    for folder in ["programs", "maps", "links"] {
+        let folder = root.join(folder);
+        fs::create_dir_all(&folder).doing(|| format!("create {}", folder.display()))?;
+    }
+    for name in names::PROGRAMS {
+        let pin = program_in(ebpf, name)?.pin(root.join("programs").join(name));
+        pin.map_err(|error| refused(format!("pin program {name}"), error))?;
+    }
+    for name in names::MAPS {
+        let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
+        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(name));
+        pin.map_err(|error| refused(format!("pin map {name}"), error))?;
+    }
+    Ok(())
+}
+
+fn remove_pins(root: &Path) -> Result<()> {
+    match fs::remove_dir_all(root) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).doing(|| format!("remove the pins in {}", root.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An error of aya's, with the errno that lies at its bottom where there is one.
+pub(crate) fn refused(what: impl std::fmt::Display, error: impl std::error::Error + 'static) -> KernelError {
+    match io_errno(&error) {
+        Some(errno) => KernelError::new(what, errno),
+        None => KernelError::refused(what, one_line(&error)),
+    }
+}
+
+fn io_errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error().map(Errno::from_raw);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The error and its causes, up to the end of the first line: a verifier's log has thousands.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,177 @@
+//! Network interfaces.
+
+#![expect(clippy::wildcard_enum_match_arm, reason = "netlink enums are open: what is not read here is skipped")]
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
+
+use super::error::{KernelError, Result, unless};
+use super::netlink::Netlink;
+use super::netns::NetNs;
+
+/// An interface as the kernel describes it (RTM_NEWLINK).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index, unique in its namespace.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Ethernet address; `None` for devices without one of 6 bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Largest packet in bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// Whether it was set up (IFF_UP); whether it has a carrier is another question.
+    pub up: bool,
+    /// The driver's kind, such as "veth"; `None` for physical interfaces and `lo`.
+    pub kind: Option<String>,
+    /// IFLA_LINK: for a veth the index of its other end, in the namespace of that end.
+    pub peer_index: Option<u32>,
+    /// IFLA_LINK_NETNSID: the other end's namespace, in the numbers of this one (see [`Netlink::netns_id`]); `None`
+    /// when the other end is in the same namespace.
+    pub peer_netnsid: Option<i32>,
+}
+
+impl Netlink {
+    /// The interface of that name; `None` when there is none.
+    pub fn link(&self, name: &str) -> Result<Option<Link>> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.get_link(request, format_args!("look up interface {name}"))
+    }
+
+    /// The interface of that index; `None` when there is none.
+    pub fn link_by_index(&self, index: u32) -> Result<Option<Link>> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        self.get_link(request, format_args!("look up interface {index}"))
+    }
+
+    /// All interfaces of the namespace.
+    pub fn links(&self) -> Result<Vec<Link>> {
+        let request = RouteNetlinkMessage::GetLink(without_statistics(LinkMessage::default()));
+        let messages = self.dump(&request, format_args!("list the interfaces"))?;
+        Ok(messages.iter().filter_map(read_link).collect())
+    }
+
+    /// Deletes an interface, and with it a veth's other end. `Ok(false)` when it is not there.
+    pub fn delete_link(&self, index: u32) -> Result<bool> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        let request = RouteNetlinkMessage::DelLink(request);
+        unless(self.ask(request, 0, format_args!("delete interface {index}")), &[Errno::ENODEV])
+    }
+
+    /// Sets an interface up.
+    pub fn set_up(&self, index: u32) -> Result<()> {
+        let mut request = LinkMessage::default();
+        request.header.flags = LinkFlags::Up;
+        request.header.change_mask = LinkFlags::Up;
+        self.set_link(index, request, format_args!("set interface {index} up"))
+    }
+
+    /// Sets the largest packet, in bytes without the Ethernet header.
+    pub fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::Mtu(mtu));
+        self.set_link(index, request, format_args!("set the MTU of interface {index} to {mtu}"))
+    }
+
+    /// Renames an interface. Before Linux 6.2 it has to be down (EBUSY).
+    pub fn rename(&self, index: u32, name: &str) -> Result<()> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.set_link(index, request, format_args!("rename interface {index} to {name}"))
+    }
+
+    /// The number by which this namespace knows `ns` (RTM_GETNSID), as in [`Link::peer_netnsid`]; `None` when it has
+    /// none yet.
+    pub fn netns_id(&self, ns: &NetNs) -> Result<Option<i32>> {
+        let mut request = NsidMessage::default();
+        request.attributes.push(NsidAttribute::Fd(ns.as_fd().as_raw_fd().unsigned_abs()));
+        let what = format_args!("look up the number of network namespace {ns}");
+        let messages = self.ask(RouteNetlinkMessage::GetNsId(request), 0, what)?;
+        let mut attributes = messages.iter().flat_map(|message| match message {
+            RouteNetlinkMessage::NewNsId(found) => found.attributes.as_slice(),
+            _ => &[],
+        });
+        Ok(attributes.find_map(|attribute| match attribute {
+            NsidAttribute::Id(id) => Some(*id).filter(|&id| id >= 0),
+            _ => None,
+        }))
+    }
+
+    pub(crate) fn set_link(&self, index: u32, mut request: LinkMessage, what: fmt::Arguments<'_>) -> Result<()> {
+        request.header.index = index;
+        self.ask(RouteNetlinkMessage::SetLink(request), 0, what).map(drop)
+    }
+
+    fn get_link(&self, request: LinkMessage, what: fmt::Arguments<'_>) -> Result<Option<Link>> {
+        match self.ask(RouteNetlinkMessage::GetLink(without_statistics(request)), 0, what) {
+            Ok(messages) => match messages.iter().find_map(read_link) {
+                Some(link) => Ok(Some(link)),
+                None => Err(KernelError::refused(what, "the kernel's description of it was not understood")),
+            },
+            // ERANGE: no interface can have a name that long.
+            Err(error) if matches!(error.errno(), Some(Errno::ENODEV | Errno::ERANGE)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Statistics are most of a description, and nothing here reads them.
+fn without_statistics(mut request: LinkMessage) -> LinkMessage {
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    request
+}
+
+fn read_link(message: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        kind: None,
+        peer_index: None,
+        peer_netnsid: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(address) => link.mac = address.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(peer) => link.peer_index = Some(*peer).filter(|&peer| peer != 0),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netnsid = Some(*id).filter(|&id| id >= 0),
+            LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn kind(info: &LinkInfo) -> Option<String> {
+    if let LinkInfo::Kind(kind) = info { Some(kind.to_string()) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_namespace_has_lo() {
+        let netlink = Netlink::here().unwrap();
+        let lo = netlink.link("lo").unwrap().unwrap();
+        assert_eq!((lo.index, lo.kind.as_deref(), lo.peer_index), (1, None, None));
+        assert_eq!(netlink.link_by_index(1).unwrap(), Some(lo.clone()));
+        assert!(netlink.links().unwrap().contains(&lo));
+        assert_eq!(netlink.link("no-such-if").unwrap(), None);
+        assert_eq!(netlink.link("longer-than-15-bytes").unwrap(), None);
+        assert_eq!(netlink.link_by_index(u32::MAX >> 1).unwrap(), None);
+    }
+}

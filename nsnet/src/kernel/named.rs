@@ -1,0 +1,115 @@
+//! Namespaces with a name, as `ip netns` makes, lists and deletes them: a bind mount in `/run/netns` holds each alive.
+//!
+//! Such a mount belongs to the mount namespace it was made in: see [`super::place`].
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::{panic, thread};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use super::error::{Doing, KernelError, Result};
+use super::netns::{NAMES, NetNs, path_of};
+
+const NONE: Option<&str> = None;
+
+/// Makes the network namespace `name`. Its `lo` is down. EEXIST when the name is taken, by a namespace or by a
+/// leftover file; nothing is left behind by a failure.
+pub fn create(name: &str) -> Result<NetNs> {
+    let path = path_of(name)?;
+    let what = || format!("create network namespace {name}");
+    prepare_directory().doing(|| format!("share {NAMES}"))?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o0)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(&path)
+        .doing(what)?;
+    pin_new_namespace(&path).doing(what).and_then(|()| NetNs::named(name)).inspect_err(|_| drop(delete(name)))
+}
+
+/// Removes the name; `Ok(false)` when there is none. The namespace itself goes when its last user does.
+pub fn delete(name: &str) -> Result<bool> {
+    let path = path_of(name)?;
+    match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // EINVAL: a plain file, such as the leftover of a mount made in another mount namespace.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(why) => return Err(KernelError::new(format_args!("unmount network namespace {name}"), why)),
+    }
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(why) if why.kind() == ErrorKind::NotFound => Ok(false),
+        Err(why) => Err(KernelError::new(format_args!("delete network namespace {name}"), why)),
+    }
+}
+
+/// The names in `/run/netns` behind which there really is a network namespace, sorted.
+pub fn list() -> Result<Vec<String>> {
+    let what = || format!("list {NAMES}");
+    let entries = match fs::read_dir(NAMES) {
+        Err(why) if why.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.doing(what)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.doing(what)?.file_name();
+        names.extend(name.to_str().filter(|name| NetNs::named(name).is_ok()).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Makes `/run/netns` a shared mount, exactly as iproute2's `netns_add` does, so that a name made or deleted in one
+/// mount namespace is made or deleted in its copies too. The lock is the one iproute2 takes.
+fn prepare_directory() -> std::io::Result<()> {
+    match DirBuilder::new().mode(0o755).create(NAMES) {
+        Err(why) if why.kind() != ErrorKind::AlreadyExists => return Err(why),
+        Ok(()) | Err(_) => {}
+    }
+    let _lock = Flock::lock(File::open(NAMES)?, FlockArg::LockExclusive).map_err(|(_, why)| why)?;
+    let share = || mount(NONE, NAMES, NONE, MsFlags::MS_SHARED | MsFlags::MS_REC, NONE);
+    match share() {
+        Err(Errno::EINVAL) => {
+            // Not a mount point yet.
+            mount(Some(NAMES), NAMES, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
+            share()?;
+        }
+        result => result?,
+    }
+    Ok(())
+}
+
+/// A thread of its own makes the namespace and pins it: the rest of the process stays where it is.
+fn pin_new_namespace(path: &Path) -> nix::Result<()> {
+    let make = || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        mount(Some("/proc/thread-self/ns/net"), path, NONE, MsFlags::MS_BIND, NONE)
+    };
+    thread::scope(|scope| scope.spawn(make).join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listing_needs_no_privilege_and_is_sorted() {
+        let names = list().unwrap();
+        assert!(names.is_sorted());
+    }
+
+    #[test]
+    fn bad_names_are_refused_before_anything_happens() {
+        for name in ["", "..", "a/b"] {
+            assert!(create(name).is_err());
+            assert!(delete(name).is_err());
+        }
+    }
+}

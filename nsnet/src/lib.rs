@@ -1,0 +1,3 @@
+//! nsnet: Linux network namespaces joined by an eBPF dataplane.
+
+pub mod kernel;

@@ -1,0 +1,108 @@
+//! The project's own commands: `cargo xtask setup`, `build`, `run`, `test` and `lint`.
+//!
+//! Each command first does the set-up it needs, so a clean machine needs nothing but Cargo and a C linker.
+//! What is installed, and from where, is decided in [`way`]; the rest of the crate only carries that out.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`way`] | pure: which of the two BPF toolchains to use, and why |
+//! | [`rustup`], [`debian`], [`linker`] | look for and install one part each |
+//! | [`setup`] | puts them together: a ready [`setup::Toolchain`] |
+//! | [`object`] | builds the eBPF object and the `nsnet` binary around it |
+//! | [`run`], [`mod@test`], [`lint`] | one command each |
+//! | [`shell`] | runs programs; what they inherit, where they print, how a failure reads |
+
+mod debian;
+mod linker;
+mod lint;
+mod object;
+mod run;
+mod rustup;
+mod setup;
+mod shell;
+mod test;
+mod way;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what the other commands need: a compiler and a linker for BPF, rustfmt, clippy, ip
+    ///
+    /// Chooses between a rustup nightly and Debian's packages by itself and says which and why;
+    /// NSNET_BPF_TOOLCHAIN=rustup or =debian decides instead. Running it again changes nothing.
+    Setup,
+    /// Build the eBPF object and the nsnet binary
+    Build {
+        /// Build nsnet with the dev profile (the eBPF object is always optimised: the verifier needs it)
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Build everything, then run `nsnet ARGS`, or `nsnet demo` without arguments
+    Run {
+        /// What to run instead of `demo`, for example `ns list`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Run the tests; program and network tests need root
+    Test {
+        /// One kind of test only
+        suite: Option<test::Suite>,
+        /// Arguments for the test binaries, for example a name to filter by
+        #[arg(last = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Check formatting, lints and docs: exactly what CI checks
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Verb::Setup => setup::everything(),
+        Verb::Build { debug } => object::build(if debug { object::Profile::Dev } else { object::Profile::Release }),
+        Verb::Run { args } => run::run(&args),
+        Verb::Test { suite, args } => test::test(suite, &args),
+        Verb::Lint => lint::lint(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            shell::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, Verb};
+
+    fn run_args(line: &[&str]) -> Vec<String> {
+        let Verb::Run { args } = Cli::parse_from(line).command else { panic!("not a run: {line:?}") };
+        args.into_iter().map(|arg| arg.into_string().expect("the test's arguments are UTF-8")).collect()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_arguments_with_and_without_a_separator() {
+        assert!(run_args(&["xtask", "run"]).is_empty());
+        assert_eq!(run_args(&["xtask", "run", "ns", "list", "-o", "json"]), ["ns", "list", "-o", "json"]);
+        assert_eq!(run_args(&["xtask", "run", "--", "--version"]), ["--version"]);
+        assert_eq!(run_args(&["xtask", "run", "ns", "exec", "red", "--", "ip", "link"])[3..], ["--", "ip", "link"]);
+    }
+}
