@@ -1,3 +1,19 @@
-//! nsnet: Linux network namespaces joined by an eBPF dataplane.
+//! nsnet: Linux network namespaces joined by an eBPF dataplane, without the bridge and without iptables.
+//!
+//! ```text
+//!   cli     what the user types, and what is printed            (main.rs calls cli::run)
+//!    |
+//!   model   what is wanted: State, edits of it, plan(old, new)   pure: no I/O
+//!    |
+//!   kernel  what is: namespaces, links, programs, maps, files    the only I/O
+//!
+//!   lab     real traffic and its judgement, for `nsnet demo` and the project's tests
+//! ```
+//!
+//! Calls go down this list and never back up. Packets are not handled here but in `nsnet-common`, by programs that go
+//! on without any process of ours.
 
+pub mod cli;
 pub mod kernel;
+pub mod lab;
+pub mod model;

@@ -70,7 +70,8 @@ impl Dataplane {
             return Ok(());
         }
         let mut ebpf = open_object(features)?;
-        let draft = self.root.with_extension("new");
+        // A name in a bpffs has no dots.
+        let draft = PathBuf::from(format!("{}_new", self.root.display()));
         remove_pins(&draft)?;
         let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
             fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))

@@ -14,7 +14,7 @@ pub type Result<T> = std::result::Result<T, KernelError>;
 #[derive(Debug, thiserror::Error)]
 pub struct KernelError {
     what: String,
-    #[source]
+    // Not a `source`: it is part of the one line already, and whoever prints causes would say it twice.
     why: io::Error,
     said: Option<String>,
     remedy: Option<&'static str>,

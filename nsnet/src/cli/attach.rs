@@ -1,0 +1,70 @@
+//! `nsnet attach` and `nsnet detach`.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::Answer;
+use super::args::AttachArgs;
+use super::output::{self, Format, Table};
+use crate::kernel::host::Host;
+use crate::kernel::observe;
+use crate::model::edit::AttachRequest;
+use crate::model::name::Name;
+use crate::model::plan::Step;
+use crate::model::state::Attachment;
+
+pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
+    host.member(args.ns.as_str())?;
+    let request = AttachRequest {
+        network: args.network.clone(),
+        ns: args.ns.clone(),
+        ips: args.ip.clone(),
+        mac: args.mac,
+        interface: args.ifname.clone(),
+        learn: args.learn,
+        trusted: args.trusted,
+    };
+    let port = host.change(
+        |state| {
+            let was_known = state.attachment(&request.network, &request.ns).is_some();
+            Ok((state.attach(&request)?, was_known))
+        },
+        |host, state, (port, was_known)| {
+            // One that stands already is looked at, and made anew if something is wrong with it.
+            let Some(network) = state.networks.get(&port.network).filter(|_| *was_known) else { return Ok(Vec::new()) };
+            if observe::attachment_faults(host, port, network)?.is_empty() {
+                return Ok(Vec::new());
+            }
+            let routes = state.routes.iter().filter(|route| route.ns == port.ns).cloned().map(Step::AddRoute);
+            Ok([Step::Attach(port.clone(), network.clone())].into_iter().chain(routes).collect())
+        },
+    )?;
+    output::print_one(format, &table([&port.0]))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn detach(host: &Host, network: &Name, ns: &Name) -> Answer {
+    let edit = |state: &mut crate::model::state::State| {
+        state.detach(network, ns);
+        Ok(())
+    };
+    host.change(edit, |_host, _state, ()| Ok(Vec::new()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ports, as `attach` answers and `network show` lists them.
+pub(super) fn table<'a>(ports: impl IntoIterator<Item = &'a Attachment>) -> Table {
+    let mut table = Table::new(&["network", "ns", "ip", "mac", "ifname", "host_ifname"]);
+    for port in ports {
+        table.row([
+            json!(port.network),
+            json!(port.ns),
+            json!(port.ips),
+            json!(port.mac.to_string()),
+            json!(port.inner),
+            json!(port.outer),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,50 @@
+//! `nsnet cable`.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::Answer;
+use super::args::CableVerb;
+use super::output::{self, Format, Table};
+use crate::kernel::host::Host;
+use crate::model::state::Cable;
+
+pub(super) fn run(host: &Host, format: Format, verb: &CableVerb) -> Answer {
+    match verb {
+        CableVerb::Add { ns_a, ns_b, address_a, address_b } => {
+            for ns in [ns_a, ns_b] {
+                host.member(ns.as_str())?;
+            }
+            let cable = host.change(
+                |state| Ok(state.add_cable([(ns_a, *address_a), (ns_b, *address_b)])?),
+                |_host, _state, _cable| Ok(Vec::new()),
+            )?;
+            output::print_one(format, &table(&[cable]))?;
+        }
+        CableVerb::Del { ns_a, ns_b } => {
+            let edit = |state: &mut crate::model::state::State| {
+                state.delete_cable(ns_a, ns_b);
+                Ok(())
+            };
+            host.change(edit, |_host, _state, ()| Ok(Vec::new()))?;
+        }
+        CableVerb::List => output::print(format, &table(&host.state()?.cables))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(cables: &[Cable]) -> Table {
+    let mut table = Table::new(&["a", "ifname_a", "address_a", "b", "ifname_b", "address_b"]);
+    for Cable { a, b } in cables {
+        table.row([
+            json!(a.ns),
+            json!(a.interface),
+            json!(a.address),
+            json!(b.ns),
+            json!(b.interface),
+            json!(b.address),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,78 @@
+//! What the user types: one function for each verb.
+
+mod args;
+mod attach;
+mod cable;
+mod namespace;
+mod network;
+mod output;
+mod route;
+mod show;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::kernel::host::Host;
+use args::{Cli, Command};
+use output::Format;
+
+/// What a verb ends with: an exit code, or an error to report.
+type Answer = anyhow::Result<ExitCode>;
+
+/// The command line's `main`.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(cli.output, &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Answer {
+    // These need no host, and so neither root nor a kernel of any kind.
+    let host = Host::enter(cli.host_ns.as_deref())?;
+    let format = cli.output;
+    match &cli.command {
+        Command::Ns(verb) => namespace::run(&host, format, verb),
+        Command::Cable(verb) => cable::run(&host, format, verb),
+        Command::Network(verb) => network::run(&host, format, verb),
+        Command::Attach(request) => attach::attach(&host, format, request),
+        Command::Detach { network, ns } => attach::detach(&host, network, ns),
+        Command::Route(verb) => route::run(&host, format, verb),
+        Command::Fdb(_list) => show::fdb(&host, format),
+        Command::Neigh(_list) => show::neigh(&host, format),
+        Command::Stats => show::stats(&host, format),
+        Command::Drops => show::drops(&host, format),
+        Command::Status => status::status(&host, format),
+        Command::Down => status::down(&host),
+        Command::Doctor | Command::Demo(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Help and version are answers; anything else clap says is a usage error, cut to its first line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let is_answer = !matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+        // A closed terminal is no reason to fail.
+        let _printed = error.print();
+        return if is_answer { ExitCode::SUCCESS } else { ExitCode::from(2) };
+    }
+    let asked_for_json = std::env::args().any(|arg| arg == "json" || arg.ends_with("=json") || arg == "-ojson");
+    let text = error.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let message = lines.join(" ").trim_start_matches("error: ").to_owned();
+    output::error(if asked_for_json { Format::Json } else { Format::Table }, &format!("{message}; see `nsnet help`"));
+    ExitCode::from(2)
+}

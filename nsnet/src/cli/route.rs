@@ -1,0 +1,81 @@
+//! `nsnet route`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::Answer;
+use super::args::RouteVerb;
+use super::output::{self, Format, Table};
+use crate::kernel::host::Host;
+use crate::kernel::netlink::Netlink;
+use crate::model::name::Name;
+use crate::model::plan::Step;
+
+pub(super) fn run(host: &Host, format: Format, verb: &RouteVerb) -> Answer {
+    match verb {
+        RouteVerb::Add { ns, dest, via } => add(host, format, ns, dest, via),
+        RouteVerb::Del { ns, dest } => {
+            let (v4, v6) = (parse_dest(dest, true)?, parse_dest(dest, false)?);
+            let edit = |state: &mut crate::model::state::State| {
+                state.delete_route(ns, v4);
+                // `default` is the default route of either family.
+                state.delete_route(ns, v6);
+                Ok(())
+            };
+            host.change(edit, |_host, _state, ()| Ok(Vec::new()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        RouteVerb::List { ns } => list(host, format, ns),
+    }
+}
+
+fn add(host: &Host, format: Format, ns: &Name, dest: &str, via: &[String]) -> Answer {
+    host.member(ns.as_str())?;
+    let via: Option<IpAddr> = match via {
+        [] => None,
+        [word, gateway] if word == "via" => {
+            Some(gateway.parse().with_context(|| format!("route to {dest}: gateway {gateway:?}"))?)
+        }
+        _ => bail!("route to {dest}: after the destination comes nothing, or `via GATEWAY`"),
+    };
+    let dest = parse_dest(dest, via.is_none_or(|ip| ip.is_ipv4()))?;
+    let route = host.change(
+        |state| {
+            let had = state.routes.len();
+            let route = state.add_route(ns, dest, via)?;
+            Ok((route, had == state.routes.len()))
+        },
+        // Adding a route that is there is harmless; one that was lost is back.
+        |_host, _state, (route, was_known)| Ok(was_known.then(|| Step::AddRoute(route.clone())).into_iter().collect()),
+    )?;
+    let mut table = Table::new(&["ns", "dest", "via"]);
+    table.row([json!(ns), json!(route.0.dest), json!(route.0.via)]);
+    output::print_one(format, &table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(host: &Host, format: Format, ns: &Name) -> Answer {
+    let netlink = Netlink::inside(&host.member(ns.as_str())?)?;
+    let links = netlink.links()?;
+    let mut table = Table::new(&["dest", "via", "ifname"]);
+    for route in netlink.routes()? {
+        let ifname = links.iter().find(|link| Some(link.index) == route.index).map(|link| link.name.clone());
+        table.row([json!(route.dest), json!(route.via), json!(ifname)]);
+    }
+    output::print(format, &table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A prefix, a single address, or `default`.
+fn parse_dest(text: &str, v4: bool) -> anyhow::Result<IpNet> {
+    if text == "default" {
+        let any = if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        return Ok(IpNet::new(any, 0)?);
+    }
+    let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    parsed.with_context(|| format!("{text:?} is no destination; say a prefix such as 192.168.1.0/24, or `default`"))
+}

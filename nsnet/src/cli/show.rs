@@ -1,0 +1,133 @@
+//! What the dataplane knows and has counted: `fdb`, `neigh`, `stats`, `drops`.
+
+use std::process::ExitCode;
+
+use nsnet_common::layout::{PortId, Traffic};
+use nsnet_common::verdict::DropReason;
+use serde_json::{Value, json};
+
+use super::Answer;
+use super::output::{self, Format, Table};
+use crate::kernel::host::Host;
+use crate::model::state::State;
+
+pub(super) fn fdb(host: &Host, format: Format) -> Answer {
+    let state = host.state()?;
+    let mut table = Table::new(&["network", "mac", "port", "kind", "age_s"]);
+    for member in state.members() {
+        table.row([
+            json!(member.network.name),
+            json!(member.mac.to_string()),
+            json!(member.interface),
+            json!("static"),
+            Value::Null,
+        ]);
+    }
+    if host.dataplane.is_loaded() {
+        let now = monotonic_ns()?;
+        let mut learned: Vec<_> = host.maps().stations()?;
+        learned.retain(|(_, station)| !station.is_fixed() && station.is_alive(now));
+        learned.sort_by_key(|(key, _)| (key.network, key.mac));
+        for (key, station) in learned {
+            let network = state.networks.values().find(|network| network.id() == key.network);
+            let name = network.map(|network| network.name.to_string());
+            let age = station.age(now) / 1_000_000_000;
+            let port = port_name(&state, station.port());
+            table.row([json!(name), json!(key.mac.to_string()), json!(port), json!("learned"), json!(age)]);
+        }
+    }
+    output::print(format, &table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn neigh(host: &Host, format: Format) -> Answer {
+    let state = host.state()?;
+    let mut table = Table::new(&["network", "ip", "mac", "port", "ns"]);
+    for member in state.members() {
+        for ip in &member.ips {
+            // Only what the dataplane really answers for.
+            let known =
+                host.dataplane.is_loaded() && host.maps().address(member.network.id(), *ip)? == Some(member.port);
+            if known {
+                table.row([
+                    json!(member.network.name),
+                    json!(ip),
+                    json!(member.mac.to_string()),
+                    json!(member.interface),
+                    json!(member.ns),
+                ]);
+            }
+        }
+    }
+    output::print(format, &table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn stats(host: &Host, format: Format) -> Answer {
+    let state = host.state()?;
+    let mut table = Table::new(&[
+        "network",
+        "port",
+        "ns",
+        "rx_packets",
+        "rx_bytes",
+        "tx_packets",
+        "tx_bytes",
+        "flooded",
+        "answered",
+        "dropped",
+    ]);
+    if host.dataplane.is_loaded() {
+        let maps = host.maps();
+        let drops = maps.drops()?;
+        for member in state.members() {
+            let counters = maps.counters(member.port)?;
+            let dropped: u64 = drops.iter().filter(|((port, _), _)| *port == member.port).map(|(_, t)| t.packets).sum();
+            table.row([
+                json!(member.network.name),
+                json!(member.interface),
+                json!(member.ns),
+                json!(counters.received.packets),
+                json!(counters.received.bytes),
+                json!(counters.sent.packets),
+                json!(counters.sent.bytes),
+                json!(counters.flooded),
+                json!(counters.answered),
+                json!(dropped),
+            ]);
+        }
+    }
+    output::print(format, &table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn drops(host: &Host, format: Format) -> Answer {
+    let state = host.state()?;
+    let mut table = Table::new(&["port", "reason", "packets", "bytes", "meaning"]);
+    if host.dataplane.is_loaded() {
+        for ((port, code), Traffic { packets, bytes }) in host.maps().drops()? {
+            let reason = DropReason::from_code(code);
+            table.row([
+                json!(port_name(&state, port)),
+                json!(reason.map_or_else(|| format!("code-{code}"), |reason| reason.label().to_owned())),
+                json!(packets),
+                json!(bytes),
+                json!(reason.map(DropReason::sentence)),
+            ]);
+        }
+    }
+    output::print(format, &table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The interface of a port; its number for one that is gone, and nothing for what was no port.
+fn port_name(state: &State, id: PortId) -> Option<String> {
+    let member = state.members().into_iter().find(|member| member.port == id).map(|member| member.interface.to_owned());
+    member.or_else(|| (id != PortId::NONE).then(|| format!("port-{}", id.0)))
+}
+
+/// The clock that the dataplane stamps with.
+fn monotonic_ns() -> nix::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}

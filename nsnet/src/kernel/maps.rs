@@ -1,0 +1,245 @@
+//! The dataplane's maps, from the control plane's side: typed, opened from their pins.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use aya::Pod;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use ipnet::IpNet;
+use nsnet_common::layout::{
+    AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
+    StationKey, SubnetKey, Traffic, names,
+};
+use nsnet_common::verdict::DropReason;
+use nsnet_common::wire::{IpAddress, Mac};
+
+use super::dataplane::{Dataplane, refused};
+use super::error::{KernelError, Result};
+
+/// What all CPUs together have counted, by port and reason.
+pub type Drops = BTreeMap<(PortId, u16), Traffic>;
+
+/// The pinned maps of one host.
+#[derive(Debug)]
+pub struct Maps {
+    folder: PathBuf,
+}
+
+impl Maps {
+    /// The maps of a loaded dataplane.
+    pub fn of(dataplane: &Dataplane) -> Self {
+        Self { folder: dataplane.maps_dir() }
+    }
+
+    fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &str, kind: fn(MapData) -> Map) -> Result<M> {
+        let opened = MapData::from_pin(self.folder.join(name)).and_then(|data| M::try_from(kind(data)));
+        opened.map_err(|error| refused(format!("open map {name}"), error))
+    }
+
+    fn ports(&self) -> Result<Array<MapData, Port>> {
+        self.open(names::PORTS, Map::Array)
+    }
+
+    fn networks(&self) -> Result<Array<MapData, Network>> {
+        self.open(names::NETWORKS, Map::Array)
+    }
+
+    fn addresses(&self) -> Result<HashMap<MapData, AddressKey, PortId>> {
+        self.open(names::ADDRESSES, Map::HashMap)
+    }
+
+    fn stations_map(&self) -> Result<HashMap<MapData, StationKey, Station>> {
+        self.open(names::STATIONS, Map::HashMap)
+    }
+
+    fn subnets(&self) -> Result<LpmTrie<MapData, SubnetKey, NetworkId>> {
+        self.open(names::SUBNETS, Map::LpmTrie)
+    }
+
+    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Traffic>> {
+        self.open(names::DROPS, Map::PerCpuHashMap)
+    }
+
+    fn counters_map(&self) -> Result<PerCpuArray<MapData, PortCounters>> {
+        self.open(names::COUNTERS, Map::PerCpuArray)
+    }
+
+    /// The port `id`, if the dataplane has it.
+    pub fn port(&self, id: PortId) -> Result<Option<Port>> {
+        let port = get_slot(&self.ports()?, names::PORTS, u32::from(id.0))?;
+        Ok((port.id() == id && id != PortId::NONE).then_some(port))
+    }
+
+    /// The head of a network's list of ports.
+    pub fn network(&self, id: NetworkId) -> Result<Network> {
+        get_slot(&self.networks()?, names::NETWORKS, u32::from(id.0))
+    }
+
+    /// Makes a port known: from here on it is delivered to. In this order a frame never finds half of it.
+    pub fn insert_port(&self, port: &Port, addresses: &[IpAddr], mac_given: bool) -> Result<()> {
+        let (id, network) = (port.id(), port.network());
+        self.remove_port(id, network)?;
+        self.reset_counters(id)?;
+        let mut ports = self.ports()?;
+        let mut networks = self.networks()?;
+        let head = get_slot(&networks, names::NETWORKS, u32::from(network.0))?;
+        set_slot(&mut ports, names::PORTS, u32::from(id.0), port.followed_by(head.first()))?;
+        let mut owners = self.addresses()?;
+        for ip in addresses {
+            let key = AddressKey { network, ip: IpAddress::from(*ip) };
+            owners.insert(key, id, 0).map_err(|error| refused(format!("enter address {ip}"), error))?;
+        }
+        if mac_given {
+            let key = StationKey { network, mac: port.mac() };
+            let inserted = self.stations_map()?.insert(key, Station::fixed(id), 0);
+            inserted.map_err(|error| refused(format!("enter MAC {}", port.mac()), error))?;
+        }
+        let learning = head.learning() + u16::from(port.learns());
+        set_slot(&mut networks, names::NETWORKS, u32::from(network.0), Network::new(id, head.ports() + 1, learning))
+    }
+
+    /// Forgets a port, wherever it is known.
+    pub fn remove_port(&self, id: PortId, network: NetworkId) -> Result<()> {
+        let mut owners = self.addresses()?;
+        let owned: Vec<AddressKey> =
+            owners.iter().flatten().filter(|(_, port)| *port == id).map(|(key, _)| key).collect();
+        for key in owned {
+            gone(owners.remove(&key), names::ADDRESSES)?;
+        }
+        let mut stations = self.stations_map()?;
+        let behind: Vec<StationKey> =
+            stations.iter().flatten().filter(|(_, station)| station.port() == id).map(|(key, _)| key).collect();
+        for key in behind {
+            gone(stations.remove(&key), names::STATIONS)?;
+        }
+        let mut foreign: HashMap<MapData, ForeignKey, Mac> = self.open(names::FOREIGN, Map::HashMap)?;
+        let places: Vec<ForeignKey> = foreign.keys().flatten().filter(|key| key.port == id).collect();
+        for key in places {
+            gone(foreign.remove(&key), names::FOREIGN)?;
+        }
+        self.unlink(id, network)
+    }
+
+    /// Takes a port out of its network's list, then out of the array.
+    fn unlink(&self, id: PortId, network: NetworkId) -> Result<()> {
+        let mut ports = self.ports()?;
+        let mut networks = self.networks()?;
+        let head = get_slot(&networks, names::NETWORKS, u32::from(network.0))?;
+        let (mut before, mut at) = (PortId::NONE, head.first());
+        while at != PortId::NONE {
+            let port = get_slot(&ports, names::PORTS, u32::from(at.0))?;
+            if at != id {
+                (before, at) = (at, port.next());
+                continue;
+            }
+            let learning = head.learning().saturating_sub(u16::from(port.learns()));
+            let first = if before == PortId::NONE { port.next() } else { head.first() };
+            let head = Network::new(first, head.ports().saturating_sub(1), learning);
+            if before != PortId::NONE {
+                let previous = get_slot(&ports, names::PORTS, u32::from(before.0))?;
+                set_slot(&mut ports, names::PORTS, u32::from(before.0), previous.followed_by(port.next()))?;
+            }
+            set_slot(&mut networks, names::NETWORKS, u32::from(network.0), head)?;
+            return set_slot(&mut ports, names::PORTS, u32::from(id.0), port.removed());
+        }
+        Ok(())
+    }
+
+    /// Sets everything counted for a port to 0.
+    fn reset_counters(&self, id: PortId) -> Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
+        let zeros = PerCpuValues::try_from(vec![PortCounters::default(); cpus])
+            .map_err(|error| KernelError::new("reset counters", error))?;
+        let reset = self.counters_map()?.set(u32::from(id.0), zeros, 0);
+        reset.map_err(|error| refused("reset counters", error))?;
+        let mut drops = self.drops_map()?;
+        for reason in DropReason::ALL {
+            gone(drops.remove(&DropKey { port: id, reason: reason.code() }), names::DROPS)?;
+        }
+        let mut clocks: Array<MapData, u64> = self.open(names::FLOOD_CLOCKS, Map::Array)?;
+        set_slot(&mut clocks, names::FLOOD_CLOCKS, u32::from(id.0), 0)
+    }
+
+    /// Makes a subnet known as a network's.
+    pub fn insert_subnet(&self, subnet: &IpNet, network: NetworkId) -> Result<()> {
+        let inserted = self.subnets()?.insert(&subnet_key(subnet), network, 0);
+        inserted.map_err(|error| refused(format!("enter subnet {subnet}"), error))
+    }
+
+    /// Forgets a subnet.
+    pub fn remove_subnet(&self, subnet: &IpNet) -> Result<()> {
+        gone(self.subnets()?.remove(&subnet_key(subnet)), names::SUBNETS)
+    }
+
+    /// The network that a subnet is known as belonging to.
+    pub fn subnet(&self, subnet: &IpNet) -> Result<Option<NetworkId>> {
+        found(self.subnets()?.get(&subnet_key(subnet), 0), names::SUBNETS)
+    }
+
+    /// The port that an address is known to be behind.
+    pub fn address(&self, network: NetworkId, ip: IpAddr) -> Result<Option<PortId>> {
+        found(self.addresses()?.get(&AddressKey { network, ip: IpAddress::from(ip) }, 0), names::ADDRESSES)
+    }
+
+    /// Every station of the hashed FDB.
+    pub fn stations(&self) -> Result<Vec<(StationKey, Station)>> {
+        Ok(self.stations_map()?.iter().flatten().collect())
+    }
+
+    /// What one port has seen, over all CPUs.
+    pub fn counters(&self, id: PortId) -> Result<PortCounters> {
+        let values = self.counters_map()?.get(&u32::from(id.0), 0);
+        let values = values.map_err(|error| refused("read counters", error))?;
+        Ok(values.iter().fold(PortCounters::default(), |sum, cpu| PortCounters {
+            received: plus(sum.received, cpu.received),
+            sent: plus(sum.sent, cpu.sent),
+            flooded: sum.flooded + cpu.flooded,
+            answered: sum.answered + cpu.answered,
+        }))
+    }
+
+    /// Everything that was dropped, over all CPUs.
+    pub fn drops(&self) -> Result<Drops> {
+        let mut drops = Drops::new();
+        for (key, values) in self.drops_map()?.iter().flatten() {
+            let sum = values.iter().fold(Traffic::default(), |sum, cpu| plus(sum, *cpu));
+            drops.insert((key.port, key.reason), sum);
+        }
+        Ok(drops)
+    }
+}
+
+fn plus(one: Traffic, other: Traffic) -> Traffic {
+    Traffic { packets: one.packets + other.packets, bytes: one.bytes + other.bytes }
+}
+
+fn subnet_key(subnet: &IpNet) -> Key<SubnetKey> {
+    let bits = u32::from(subnet.prefix_len()) + if subnet.addr().is_ipv4() { MAPPED_IPV4_BITS } else { 0 };
+    Key::new(bits, SubnetKey(IpAddress::from(subnet.network())))
+}
+
+fn get_slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) -> Result<V> {
+    map.get(&index, 0).map_err(|error| refused(format!("read map {name}"), error))
+}
+
+fn set_slot<V: Pod>(map: &mut Array<MapData, V>, name: &str, index: u32, value: V) -> Result<()> {
+    map.set(index, value, 0).map_err(|error| refused(format!("write map {name}"), error))
+}
+
+/// A removal, for which "not there" is as good.
+fn gone(result: std::result::Result<(), MapError>, name: &str) -> Result<()> {
+    found(result, name).map(|_removed| ())
+}
+
+fn found<T>(result: std::result::Result<T, MapError>, name: &str) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(error) => {
+            let error = refused(format!("use map {name}"), error);
+            if error.errno() == Some(nix::errno::Errno::ENOENT) { Ok(None) } else { Err(error) }
+        }
+    }
+}
