@@ -26,7 +26,7 @@ pub fn forward(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: imp
 }
 
 /// A frame to a group address.
-#[inline(always)]
+#[inline(never)]
 fn forward_group(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: impl Tables) -> Outcome {
     if eth.destination.is_reserved() {
         return Err(DropReason::ReservedGroup);
@@ -36,10 +36,7 @@ fn forward_group(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: i
         EtherType::ARP if arp::answer(frame, from, tables)? => return reply(frame, from, tables),
         EtherType::IPV6 => match nd::answer(frame, from, tables)? {
             Answer::Here => return reply(frame, from, tables),
-            Answer::ByOwner(owner) => {
-                let owner = tables.port(owner).ok_or(DropReason::UnknownDestination)?;
-                return deliver(frame, eth, from, &owner, tables);
-            }
+            Answer::ByOwner(owner) => return deliver_to(frame, eth, from, owner, tables),
             Answer::No => {}
         },
         _ => {}
@@ -83,6 +80,13 @@ fn deliver(frame: &impl Packet, eth: &Ethernet, from: &Port, to: &Port, tables: 
     }
     tables.count_sent(to.id(), frame.len());
     Ok(Verdict::Deliver(Egress::to(to)))
+}
+
+/// To the port with this number. Apart from its callers, whose stack has no room for another port.
+#[inline(never)]
+fn deliver_to(frame: &impl Packet, eth: &Ethernet, from: &Port, to: PortId, tables: impl Tables) -> Outcome {
+    let to = tables.port(to).ok_or(DropReason::UnknownDestination)?;
+    deliver(frame, eth, from, &to, tables)
 }
 
 /// Back to where it came from: the frame has become the answer.

@@ -21,6 +21,9 @@ pub(super) struct Cli {
     /// The namespace that acts as host: a name known to `ip netns`, or a path; the current one when left out
     #[arg(long, global = true, value_name = "NAME|PATH")]
     pub host_ns: Option<String>,
+    /// Tell on stderr what is done, and how long it took
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
     /// What to do
     #[command(subcommand)]
     pub command: Command,

@@ -3,6 +3,8 @@
 mod args;
 mod attach;
 mod cable;
+mod demo;
+mod doctor;
 mod namespace;
 mod network;
 mod output;
@@ -39,7 +41,17 @@ pub fn run() -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Answer {
     // These need no host, and so neither root nor a kernel of any kind.
-    let host = Host::enter(cli.host_ns.as_deref())?;
+    if let Command::Doctor = &cli.command {
+        return doctor::doctor(cli.output, cli.host_ns.as_deref());
+    }
+    if let Command::Demo(args) = &cli.command {
+        return demo::demo(cli.output, args);
+    }
+    let mut host = Host::enter(cli.host_ns.as_deref())?;
+    if cli.verbose {
+        host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
+    }
+    let host = host;
     let format = cli.output;
     match &cli.command {
         Command::Ns(verb) => namespace::run(&host, format, verb),

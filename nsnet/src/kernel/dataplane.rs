@@ -51,12 +51,13 @@ impl Hook {
 #[derive(Clone, Debug)]
 pub struct Dataplane {
     root: PathBuf,
+    host: String,
 }
 
 impl Dataplane {
     /// The dataplane whose pins are, or will be, below `bpffs` for the host `host`.
     pub fn at(bpffs: &Path, host: &str) -> Self {
-        Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")) }
+        Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")), host: host.to_owned() }
     }
 
     /// Whether it is loaded.
@@ -83,9 +84,19 @@ impl Dataplane {
         pinned
     }
 
-    /// Removes all pins: the kernel frees programs and maps with the last of them.
+    /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
-        remove_pins(&self.root)
+        let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
+        let entries = match fs::read_dir(bpffs) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).doing(|| format!("list {}", bpffs.display())),
+        };
+        let ours = format!("{}_", self.host);
+        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)) {
+            remove_pins(&entry.path())?;
+        }
+        Ok(())
     }
 
     /// The folder of the pinned maps.

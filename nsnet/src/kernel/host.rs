@@ -1,6 +1,7 @@
 //! The namespace that acts as host: who we are, and carrying a plan out, or back.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::dataplane::Dataplane;
 use super::error::{KernelError, Result};
@@ -28,6 +29,8 @@ pub struct Host {
     pub features: Features,
     /// The name of its file and pins: the namespace's cookie, which no other namespace has while the machine is up.
     pub key: String,
+    /// Told of each step and the time it took.
+    pub on_step: fn(&Step, Duration),
     place: Place,
 }
 
@@ -49,6 +52,7 @@ impl Host {
             features: Features::probe(),
             key,
             ns,
+            on_step: |_step, _took| (),
             place,
         })
     }
@@ -129,7 +133,10 @@ impl Host {
 
     fn carry_out(&self, steps: &[Step]) -> Result<()> {
         for (position, step) in steps.iter().enumerate() {
-            if let Err(error) = steps::carry_out(self, step) {
+            let began = Instant::now();
+            let outcome = steps::carry_out(self, step);
+            (self.on_step)(step, began.elapsed());
+            if let Err(error) = outcome {
                 // The step that failed may be half done; undoing it is harmless.
                 let done = steps.get(..=position).unwrap_or(steps);
                 return match self.take_back(done) {

@@ -20,4 +20,5 @@ pub mod route;
 mod steps;
 pub mod store;
 pub mod sysctl;
+pub mod trial;
 pub mod veth;

@@ -109,19 +109,24 @@ pub struct Series {
 }
 
 /// Measures every variant under every workload of the plan. `progress` is told after each slot how many are done and
-/// how many there are; the latter grows when a block is repeated.
+/// how many there are; the latter grows when a block is repeated. It is also called while another measurement is waited
+/// for. Its error ends the comparison.
 ///
 /// # Errors
 /// When a variant cannot connect, when the plan is out of bounds, or when another measurement does not end. A path that
 /// connects and carries nothing is not an error: its rate is zero.
-pub fn compare(variants: &[Variant], plan: &Plan, mut progress: impl FnMut(usize, usize)) -> Result<Comparison> {
+pub fn compare(
+    variants: &[Variant],
+    plan: &Plan,
+    mut progress: impl FnMut(usize, usize) -> Result<()>,
+) -> Result<Comparison> {
     check(variants, plan)?;
-    let _lock = lock()?;
+    let per_block = variants.len() * plan.workloads.len();
+    let (mut done, mut total) = (0, per_block * plan.blocks);
+    let _lock = lock(|| progress(done, total))?;
     let cpus = throughput::two_cpus();
     let mut random = Random::new(plan.seed);
     let mut comparison = Comparison::empty(variants, plan, cpus.is_some());
-    let per_block = variants.len() * plan.workloads.len();
-    let (mut done, mut total) = (0, per_block * plan.blocks);
     for _ in 0..plan.blocks {
         for attempt in 0..=MAX_REPEATS {
             // What is compared is measured close together: all variants under one workload, then the next.
@@ -138,7 +143,7 @@ pub fn compare(variants: &[Variant], plan: &Plan, mut progress: impl FnMut(usize
                     .with_context(|| format!("cannot measure {:?} over {}", plan.workloads[w], variants[v].name))?;
                 disturbed |= CpuTime::read()?.stolen_since(before) > STEAL_LIMIT;
                 done += 1;
-                progress(done, total);
+                progress(done, total)?;
             }
             if disturbed && attempt < MAX_REPEATS {
                 comparison.repeated += 1;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::kernel::features::WITHOUT;
 use crate::kernel::named;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
@@ -29,6 +30,7 @@ pub const WAN_IP: &str = "192.168.1.3";
 pub struct Lab {
     prefix: String,
     nsnet: PathBuf,
+    missing: Option<String>,
     made: Vec<String>,
 }
 
@@ -38,7 +40,7 @@ impl Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{:x}{}", std::process::id() & 0xf_ffff, letters(number));
-        let mut lab = Self { prefix, nsnet: nsnet.to_owned(), made: Vec::new() };
+        let mut lab = Self { prefix, nsnet: nsnet.to_owned(), missing: None, made: Vec::new() };
         let (host, wan) = (lab.make("host")?, lab.make("wan")?);
         let end = VethSpec { name: "uplink", ..VethSpec::default() };
         let outside = Netlink::inside(&wan)?;
@@ -78,10 +80,16 @@ impl Lab {
         Ok(self.ns(short)?.run(work)?)
     }
 
+    /// Has `nsnet` do without these kernel features, separated by commas: see [`WITHOUT`].
+    pub fn treat_as_missing(&mut self, features: &str) {
+        self.missing = Some(features.to_owned());
+    }
+
     /// `nsnet --host-ns HOST ARGS`, not yet run.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.nsnet);
         command.arg("--host-ns").arg(self.name("host")).args(args);
+        command.envs(self.missing.iter().map(|features| (WITHOUT, features)));
         command
     }
 

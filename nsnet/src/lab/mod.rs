@@ -26,6 +26,7 @@
 
 use std::time::Duration;
 
+pub mod bridge;
 pub mod checksum;
 pub mod compare;
 mod digest;

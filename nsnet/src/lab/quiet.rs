@@ -15,11 +15,12 @@ use nix::libc;
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The right to measure, for as long as the returned value lives; the kernel takes it back if the process dies.
-pub(super) fn lock() -> Result<Flock<File>> {
-    lock_file(&std::env::temp_dir().join("nsnet-compare.lock"), LOCK_PATIENCE)
+/// `waiting` is called now and then while somebody else has it; its error ends the wait.
+pub(super) fn lock(waiting: impl FnMut() -> Result<()>) -> Result<Flock<File>> {
+    lock_file(&std::env::temp_dir().join("nsnet-compare.lock"), LOCK_PATIENCE, waiting)
 }
 
-fn lock_file(path: &Path, patience: Duration) -> Result<Flock<File>> {
+fn lock_file(path: &Path, patience: Duration, mut waiting: impl FnMut() -> Result<()>) -> Result<Flock<File>> {
     // The directory may be writable by everybody: a link laid there in advance is not followed.
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -34,6 +35,7 @@ fn lock_file(path: &Path, patience: Duration) -> Result<Flock<File>> {
             }
             Err((_, e)) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
         }
+        waiting()?;
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -71,10 +73,13 @@ mod tests {
     #[test]
     fn is_locked_once() {
         let path = std::env::temp_dir().join(format!("nsnet-lock-test-{}", std::process::id()));
-        let held = lock_file(&path, Duration::ZERO).unwrap();
-        assert!(lock_file(&path, Duration::ZERO).unwrap_err().to_string().contains("another measurement"));
+        let lock_now = || lock_file(&path, Duration::ZERO, || Ok(()));
+        let held = lock_now().unwrap();
+        assert!(lock_now().unwrap_err().to_string().contains("another measurement"));
+        let given_up = lock_file(&path, LOCK_PATIENCE, || bail!("given up"));
+        assert_eq!(given_up.unwrap_err().to_string(), "given up");
         drop(held);
-        drop(lock_file(&path, Duration::ZERO).unwrap());
+        drop(lock_now().unwrap());
         std::fs::remove_file(&path).unwrap();
     }
 

@@ -1,0 +1,158 @@
+//! `nsnet doctor`: what this kernel can do, what is missing, and what is used instead.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
+use serde_json::json;
+
+use super::Answer;
+use super::output::{self, Format, Table, with_progress};
+use crate::kernel::features::{Features, WITHOUT};
+use crate::kernel::host::Host;
+use crate::kernel::mounts::is_bpffs;
+use crate::kernel::store::BPFFS;
+use crate::kernel::trial::trial;
+
+/// How a check came out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finding {
+    Ok,
+    /// Something else is used instead.
+    Fallback,
+    /// nsnet cannot work so.
+    Missing,
+}
+
+impl Finding {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Fallback => "fallback",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+type Check = (&'static str, Finding, String);
+
+pub(super) fn doctor(format: Format, host_ns: Option<&str>) -> Answer {
+    let mut checks = vec![kernel(), capabilities()];
+    let entered = Host::enter(host_ns);
+    checks.push(match &entered {
+        Ok(host) => ("host namespace", Finding::Ok, host.ns.to_string()),
+        Err(error) => ("host namespace", Finding::Missing, error.to_string()),
+    });
+    if let Ok(host) = &entered {
+        checks.push(match host.check_mounts_last("keep pins") {
+            Ok(()) => ("mount namespace", Finding::Ok, "mounts made here last".to_owned()),
+            Err(error) => ("mount namespace", Finding::Missing, error.to_string()),
+        });
+    }
+    checks.push(bpffs());
+    checks.extend([jit(), ipv6()]);
+    // Trying needs the capabilities: without them every feature would look missing.
+    if checks.iter().all(|(check, finding, _)| *check != "capabilities" || *finding == Finding::Ok) {
+        let features = Features::probe();
+        checks.extend([tcx(features), redirect_peer(features), helper("bpf_loop", BpfHelper::BPF_FUNC_loop, "5.17")]);
+        checks.push(with_progress("trying the dataplane", || dataplane(features)));
+    }
+
+    let mut table = Table::new(&["check", "finding", "detail"]);
+    let is_well = checks.iter().all(|(_, finding, _)| *finding != Finding::Missing);
+    for (check, finding, detail) in checks {
+        table.row([json!(check), json!(finding.word()), json!(detail)]);
+    }
+    output::print(format, &table)?;
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn kernel() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    ("kernel", Finding::Ok, release.trim().to_owned())
+}
+
+/// Capabilities by their bit in /proc/self/status (include/uapi/linux/capability.h).
+fn capabilities() -> Check {
+    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(bit, _)| effective & (1 << bit) == 0).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        ("capabilities", Finding::Ok, NEEDED.map(|(_, name)| name).join(" "))
+    } else {
+        ("capabilities", Finding::Missing, format!("{}; run as root", missing.join(" ")))
+    }
+}
+
+fn bpffs() -> Check {
+    match is_bpffs(Path::new(BPFFS)) {
+        Ok(true) => ("bpffs", Finding::Ok, format!("mounted on {BPFFS}")),
+        Ok(false) => ("bpffs", Finding::Ok, format!("will be mounted on {BPFFS} by the first network")),
+        Err(error) => ("bpffs", Finding::Missing, error.to_string()),
+    }
+}
+
+fn tcx(features: Features) -> Check {
+    if features.tcx {
+        ("tcx", Finding::Ok, "programs are attached by pinned links".to_owned())
+    } else {
+        ("tcx", Finding::Fallback, format!("clsact filters; tcx is in Linux 6.6 and later{}", forced("tcx")))
+    }
+}
+
+fn redirect_peer(features: Features) -> Check {
+    if features.redirect_peer {
+        ("bpf_redirect_peer", Finding::Ok, "frames enter a namespace without passing a queue".to_owned())
+    } else {
+        let detail = format!("bpf_redirect, a queue longer; Linux 5.10 and later has it{}", forced("redirect_peer"));
+        ("bpf_redirect_peer", Finding::Fallback, detail)
+    }
+}
+
+fn forced(feature: &str) -> &'static str {
+    let without = std::env::var(WITHOUT).unwrap_or_default();
+    if without.split(',').any(|name| name.trim() == feature) { " (turned off by NSNET_WITHOUT)" } else { "" }
+}
+
+fn helper(name: &'static str, helper: BpfHelper, since: &str) -> Check {
+    match is_helper_supported(ProgramType::SchedClassifier, helper) {
+        Ok(true) => (name, Finding::Ok, String::new()),
+        Ok(false) => (name, Finding::Missing, format!("needs Linux {since} or later")),
+        Err(error) => (name, Finding::Missing, format!("cannot be tried: {error}")),
+    }
+}
+
+fn jit() -> Check {
+    match fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").as_deref().map(str::trim) {
+        Ok("0") => ("jit", Finding::Fallback, "programs are interpreted; set net.core.bpf_jit_enable=1".to_owned()),
+        Ok(_) => ("jit", Finding::Ok, String::new()),
+        Err(_hidden) => ("jit", Finding::Ok, "always on, or not visible here".to_owned()),
+    }
+}
+
+fn ipv6() -> Check {
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        ("ipv6", Finding::Ok, String::new())
+    } else {
+        ("ipv6", Finding::Fallback, "this kernel has no IPv6: networks can have IPv4 subnets only".to_owned())
+    }
+}
+
+fn dataplane(features: Features) -> Check {
+    match trial(features) {
+        Ok(trial) => {
+            let programs: Vec<String> =
+                trial.instructions.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            let detail = format!("loaded and attached in a scratch namespace; {} ms", trial.load.as_millis());
+            let verified =
+                if programs.is_empty() { String::new() } else { format!("; verified {}", programs.join(", ")) };
+            ("dataplane", Finding::Ok, format!("{detail}{verified}"))
+        }
+        Err(error) => ("dataplane", Finding::Missing, error.to_string()),
+    }
+}

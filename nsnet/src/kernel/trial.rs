@@ -1,0 +1,59 @@
+//! Trying the whole dataplane in a namespace that exists for this only: what `nsnet doctor` goes by.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::{TcAttachType, links::LinkOrder};
+use nix::sched::{CloneFlags, unshare};
+use nsnet_common::layout::names;
+
+use super::dataplane::{open_object, program_in, refused};
+use super::error::{Doing as _, KernelError, Result};
+use super::features::Features;
+use super::netlink::Netlink;
+use super::veth::VethSpec;
+
+/// What the trial found.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// How long the verifier took over all programs.
+    pub load: Duration,
+    /// Instructions the verifier walked through, by program. Empty where the kernel does not tell (before 5.16).
+    pub instructions: Vec<(&'static str, u32)>,
+}
+
+/// Makes a veth pair, loads the programs and attaches one, all in a namespace that goes with the thread.
+pub fn trial(features: Features) -> Result<Trial> {
+    let thread = thread::Builder::new().name("trial".to_owned());
+    let trial = thread.spawn(move || in_scratch(features)).doing(|| "start a thread")?;
+    trial.join().unwrap_or_else(|_panic| Err(KernelError::refused("try the dataplane", "the trial itself failed")))
+}
+
+fn in_scratch(features: Features) -> Result<Trial> {
+    unshare(CloneFlags::CLONE_NEWNET).doing(|| "make a network namespace")?;
+    let netlink = Netlink::here()?;
+    let end = VethSpec { name: "trial", ..VethSpec::default() };
+    netlink.create_veth(&end, &VethSpec { name: "trial-peer", ..VethSpec::default() }, None)?;
+
+    let began = Instant::now();
+    let mut ebpf = open_object(features)?;
+    let load = began.elapsed();
+    let mut instructions = Vec::new();
+    for name in names::PROGRAMS {
+        let info = program_in(&mut ebpf, name)?.info();
+        let count = info.ok().and_then(|info| info.verified_instruction_count());
+        instructions.extend(count.map(|count| (name, count)));
+    }
+    let what = "attach a program to a veth";
+    let program = program_in(&mut ebpf, names::FROM_NAMESPACE)?;
+    let options = if features.tcx {
+        TcAttachOptions::TcxOrder(LinkOrder::default())
+    } else {
+        qdisc_add_clsact("trial").map_err(|error| refused(what, error))?;
+        TcAttachOptions::Netlink(NlOptions::default())
+    };
+    let attached = program.attach_with_options("trial", TcAttachType::Ingress, options);
+    attached.map_err(|error| refused(what, error))?;
+    Ok(Trial { load, instructions })
+}
