@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_redirect, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_pull_data, bpf_skb_store_bytes,
@@ -38,8 +37,9 @@ pub(crate) struct TcFrame {
 impl TcFrame {
     /// The frame of `ctx`, with all headers that the core reads in the linear part of the buffer.
     #[inline(always)]
-    pub(crate) fn new(ctx: &TcContext, hook: Hook) -> Self {
-        let frame = Self { skb: ctx.as_ptr().cast(), hook };
+    pub(crate) fn new(ctx: TcContext, hook: Hook) -> Self {
+        let TcContext { skb } = ctx;
+        let frame = Self { skb: skb.skb, hook };
         frame.pull_headers();
         frame
     }

@@ -76,7 +76,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn subnet(&self, ip: IpAddress) -> Option<NetworkId> {
-        SUBNETS.get(&Key::new(128, SubnetKey(ip))).copied()
+        SUBNETS.get(Key::new(128, SubnetKey(ip))).copied()
     }
 
     #[inline(always)]
@@ -156,7 +156,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
         let key = DropKey { port, reason: reason.code() };
-        if let Some(traffic) = DROPS.get_ptr_mut(&key) {
+        if let Some(traffic) = DROPS.get_ptr_mut(key) {
             // SAFETY: as in count().
             unsafe { &mut *traffic }.add(length);
         } else {
