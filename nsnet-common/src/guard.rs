@@ -60,8 +60,14 @@ impl Sender<'_> {
         let key = AddressKey { network: self.port.network(), ip };
         match tables.address(&key) {
             Some(owner) => owner == self.port.id(),
-            None => !self.is_own && ip != IpAddress::UNSPECIFIED,
+            None => !self.is_own && ip != IpAddress::UNSPECIFIED && !self.is_elsewhere(ip, tables),
         }
+    }
+
+    /// Whether `ip` is in another network's subnet: a station behind the port may bear any address but such.
+    #[inline(always)]
+    fn is_elsewhere(&self, ip: IpAddress, tables: impl Tables) -> bool {
+        tables.subnet(ip).is_some_and(|network| network != self.port.network())
     }
 
     #[inline(always)]
@@ -120,7 +126,7 @@ impl Sender<'_> {
         match upper.protocol {
             _ if !upper.is_here => Ok(()),
             IpProtocol::UDP => self.check_udp(frame, usize::from(upper.at), (547, 546)),
-            IpProtocol::ICMPV6 => self.check_icmpv6(frame, &ip, upper, tables),
+            IpProtocol::ICMPV6 => self.check_icmpv6(frame, ip, upper, tables),
             _ => Ok(()),
         }
     }

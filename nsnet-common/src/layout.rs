@@ -120,8 +120,7 @@ pub mod flags {
 ///
 /// Kept in words of 8 bytes, because a frame copies two ports: as single fields the compiler moves them two bytes at a
 /// time, through the stack, twice (20 moves for 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Port {
     /// MAC (6 bytes), flags (2).

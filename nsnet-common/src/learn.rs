@@ -44,7 +44,13 @@ fn take_place(mac: Mac, port: &Port, tables: impl Tables, now: u64) -> Result<()
         if let Some(held) = tables.foreign(&key) {
             let station = StationKey { network: port.network(), mac: held };
             match tables.station(&station) {
-                Some(holder) if holder.port() == port.id() && holder.is_alive(now) => return held != mac,
+                Some(holder) if holder.port() == port.id() && holder.is_alive(now) => {
+                    if held == mac {
+                        // Another CPU has learned it since we looked.
+                        result = Ok(());
+                    }
+                    return held != mac;
+                }
                 Some(holder) if holder.port() == port.id() => tables.remove_station(&station),
                 _ => {}
             }

@@ -125,7 +125,8 @@ fn flood(frame: &mut impl Packet, eth: &Ethernet, from: &Port, audience: Audienc
     let host_refuses = check_host_destination(frame, eth, from, tables).err();
     let mut next = network.first();
     let (network, from) = (from.network(), from.id());
-    tables.repeat(MAX_PORTS, &mut || {
+    // Moved in, because a closure by reference holds each value and a pointer to it, and the stack is small.
+    let mut step = move || {
         let Some(port) = tables.port(next) else { return false };
         if port.network() != network || next == PortId::NONE {
             return false;
@@ -144,7 +145,8 @@ fn flood(frame: &mut impl Packet, eth: &Ethernet, from: &Port, audience: Audienc
             frame.copy_to(&port);
         }
         true
-    });
+    };
+    tables.repeat(MAX_PORTS, &mut step);
     Ok(Verdict::Flooded)
 }
 

@@ -140,6 +140,13 @@ impl TcFrame {
     }
 }
 
+#[cfg(feature = "log")]
+impl aya_ebpf::EbpfContext for TcFrame {
+    fn as_ptr(&self) -> *mut core::ffi::c_void {
+        self.skb.cast()
+    }
+}
+
 impl Packet for TcFrame {
     #[inline(always)]
     fn len(&self) -> u32 {

@@ -46,6 +46,9 @@ enum Verb {
         /// Build nsnet with the dev profile (the eBPF object is always optimised: the verifier needs it)
         #[arg(long)]
         debug: bool,
+        /// Have the programs log each drop, for `nsnet log` (never for a release)
+        #[arg(long)]
+        log: bool,
     },
     /// Build everything, then run `nsnet ARGS`, or `nsnet demo` without arguments
     Run {
@@ -68,7 +71,9 @@ enum Verb {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Verb::Setup => setup::everything(),
-        Verb::Build { debug } => object::build(if debug { object::Profile::Dev } else { object::Profile::Release }),
+        Verb::Build { debug, log } => {
+            object::build(if debug { object::Profile::Dev } else { object::Profile::Release }, log)
+        }
         Verb::Run { args } => run::run(&args),
         Verb::Test { suite, args } => test::test(suite, &args),
         Verb::Lint => lint::lint(),

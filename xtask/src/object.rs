@@ -15,12 +15,13 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// Builds both.
-pub(crate) fn build(profile: Profile) -> Result<()> {
+/// Builds both; with `log`, their development feature of that name.
+pub(crate) fn build(profile: Profile, log: bool) -> Result<()> {
     let toolchain = setup::bpf()?;
-    shell::stage("eBPF object", || shell::run(&mut object_command(&toolchain)))?;
+    let features: &[&str] = if log { &["--features", "log"] } else { &[] };
+    shell::stage("eBPF object", || shell::run(object_command(&toolchain).args(features)))?;
     let mut cargo = shell::cargo("build");
-    cargo.args(["--package", "nsnet"]);
+    cargo.args(["--package", "nsnet"]).args(features);
     if matches!(profile, Profile::Release) {
         cargo.arg("--release");
     }

@@ -10,7 +10,7 @@ use crate::{object, shell};
 
 /// Replaces this process, so that exit code, signals and terminal are nsnet's own.
 pub(crate) fn run(args: &[OsString]) -> Result<()> {
-    object::build(object::Profile::Release)?;
+    object::build(object::Profile::Release, false)?;
     let binary = object::binary();
     // Not in the repository's root: file names in the arguments are relative to where the user is.
     let mut command = Command::new(&binary);

@@ -37,7 +37,7 @@ pub(crate) fn test(suite: Option<Suite>, args: &[OsString]) -> Result<()> {
     }
     if needs_root {
         setup::test_tools()?;
-        object::build(object::Profile::Release)?;
+        object::build(object::Profile::Release, false)?;
     }
     if wanted(Suite::Program) {
         stages.run("program tests", || integration("program", args));

@@ -69,6 +69,9 @@ pub(super) enum Command {
     Down,
     /// What this kernel can do, what is missing, and what is used instead
     Doctor,
+    /// Print what the programs log, until interrupted (development builds only)
+    #[cfg(feature = "log")]
+    Log,
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
 }

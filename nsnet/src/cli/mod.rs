@@ -5,6 +5,8 @@ mod attach;
 mod cable;
 mod demo;
 mod doctor;
+#[cfg(feature = "log")]
+mod log;
 mod namespace;
 mod network;
 mod output;
@@ -64,6 +66,8 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Neigh(_list) => show::neigh(&host, format),
         Command::Stats => show::stats(&host, format),
         Command::Drops => show::drops(&host, format),
+        #[cfg(feature = "log")]
+        Command::Log => log::log(&host),
         Command::Status => status::status(&host, format),
         Command::Down => status::down(&host),
         Command::Doctor | Command::Demo(_) => Ok(ExitCode::SUCCESS),

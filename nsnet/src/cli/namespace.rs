@@ -24,13 +24,14 @@ pub(super) fn run(host: &Host, format: Format, verb: &NsVerb) -> Answer {
 }
 
 fn add(host: &Host, names: &[Name]) -> Answer {
-    let existing = named::list()?;
-    for name in names.iter().filter(|name| existing.iter().any(|other| other == name.as_str())) {
-        // It is to be one of ours: not the host's own.
-        host.member(name.as_str())?;
-    }
     let adopted = host.change(
         |state| {
+            // Under the lock: before, another verb, or the undoing of one that was cut off, may still take them away.
+            let existing = named::list()?;
+            for name in names.iter().filter(|name| existing.iter().any(|other| other == name.as_str())) {
+                // It is to be one of ours: not the host's own.
+                host.member(name.as_str())?;
+            }
             let mut adopted = Vec::new();
             for name in names {
                 if state.namespaces.contains_key(name) {

@@ -148,6 +148,15 @@ impl Dataplane {
         }
     }
 
+    /// The kernel's number of a loaded program.
+    #[cfg(feature = "log")]
+    pub fn program_id(&self, name: &str) -> Result<u32> {
+        let what = || format!("read the description of program {name}");
+        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
+        let info = program.and_then(|program| program.info()).map_err(|error| refused(what(), error))?;
+        Ok(info.id())
+    }
+
     /// Whether our program is on `interface` now, as the kernel tells it.
     pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         if !features.tcx {

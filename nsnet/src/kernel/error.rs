@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 
 /// The result of everything in `kernel`.
 pub type Result<T> = std::result::Result<T, KernelError>;
@@ -22,11 +23,16 @@ pub struct KernelError {
 
 impl KernelError {
     /// `what` names the action and its object ("create veth veth-red-br"); `why` is an [`io::Error`] or an [`Errno`].
-    /// `EPERM` brings its remedy with it.
+    /// `EPERM` brings its remedy with it, and so does `EACCES` without root.
     pub fn new(what: impl fmt::Display, why: impl Into<io::Error>) -> Self {
         let why = why.into();
-        let remedy = (why.raw_os_error() == Some(Errno::EPERM as i32))
-            .then_some("run as root (CAP_SYS_ADMIN and CAP_NET_ADMIN are needed)");
+        let is_denied = match why.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM) => true,
+            // Of root it is not a matter of privilege: the verifier says so, too.
+            Some(Errno::EACCES) => !geteuid().is_root(),
+            _ => false,
+        };
+        let remedy = is_denied.then_some("run as root (CAP_SYS_ADMIN and CAP_NET_ADMIN are needed)");
         Self { what: printable(&what.to_string()), why, said: None, remedy }
     }
 

@@ -46,8 +46,12 @@ pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
             }
         }),
         Step::AddRoute(route) => host.member(route.ns.as_str()).map(|_ns| ()),
-        Step::AddNamespace(_)
-        | Step::DeleteNamespace(_)
+        // What else has the name is not ours to replace, and undoing would delete it.
+        Step::AddNamespace(name) => match NetNs::named(name.as_str()) {
+            Err(error) => if_gone(error),
+            Ok(_ours) => Ok(()),
+        },
+        Step::DeleteNamespace(_)
         | Step::LoadDataplane
         | Step::UnloadDataplane
         | Step::DeleteNetwork(_)

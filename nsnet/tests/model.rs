@@ -1,0 +1,184 @@
+//! The desired state: what edits grant and refuse, and that a plan and its undo lead there and back. No kernel here.
+
+#![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
+
+use std::net::IpAddr;
+
+use nsnet::model::edit::{AttachRequest, NetworkRequest};
+use nsnet::model::name::Name;
+use nsnet::model::plan::{Step, plan};
+use nsnet::model::state::State;
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn network(text: &str, subnets: &[&str]) -> NetworkRequest {
+    let subnets = subnets.iter().map(|net| net.parse().unwrap()).collect();
+    NetworkRequest { name: name(text), subnets, gateways: Vec::new(), mtu: None, default_mtu: 1500 }
+}
+
+fn attach(network: &str, ns: &str, ips: &[&str]) -> AttachRequest {
+    AttachRequest {
+        network: name(network),
+        ns: name(ns),
+        ips: ips.iter().map(|text| ip(text)).collect(),
+        mac: None,
+        interface: None,
+        learn: false,
+        trusted: false,
+    }
+}
+
+/// Network v4 with red, network v6 with red and blue, a cable and a route.
+fn state() -> State {
+    let mut state = State::default();
+    for ns in ["red", "blue"] {
+        state.add_namespace(&name(ns), true);
+    }
+    state.add_network(&network("v4", &["10.0.0.0/24"])).unwrap();
+    state.add_network(&network("v6", &["10.1.0.0/29", "fd00::/64"])).unwrap();
+    state.attach(&attach("v4", "red", &[])).unwrap();
+    state.attach(&attach("v6", "red", &[])).unwrap();
+    state.attach(&attach("v6", "blue", &["10.1.0.4"])).unwrap();
+    let (red, blue) = (name("red"), name("blue"));
+    state.add_cable([(&red, Some("10.9.0.1/30".parse().unwrap())), (&blue, None)]).unwrap();
+    state.add_route(&red, "192.168.0.0/16".parse().unwrap(), Some(ip("10.0.0.254"))).unwrap();
+    state
+}
+
+#[test]
+fn addresses_interfaces_and_macs_are_chosen() {
+    let state = state();
+    let [first, second, third] = state.attachments.as_slice() else { panic!("three attachments") };
+    assert_eq!(first.ips, [ip("10.0.0.1")]);
+    assert_eq!(second.ips, [ip("10.1.0.1"), ip("fd00::1")]);
+    assert_eq!(third.ips, [ip("10.1.0.4"), ip("fd00::2")]);
+    assert_eq!((first.inner.as_str(), first.outer.as_str()), ("veth-red", "veth-red-br"));
+    assert_ne!((&second.inner, &second.outer), (&first.inner, &first.outer), "a second interface has another name");
+    assert_ne!(first.mac, second.mac);
+    assert_eq!(state.network(&name("v4")).unwrap().subnets[0].gateway, ip("10.0.0.254"));
+    assert_eq!(state.members().len(), 5);
+}
+
+#[test]
+fn the_same_again_changes_nothing() {
+    let mut again = state();
+    again.add_network(&network("v4", &["10.0.0.0/24"])).unwrap();
+    again.attach(&attach("v6", "blue", &["10.1.0.4"])).unwrap();
+    again.attach(&attach("v6", "blue", &[])).unwrap();
+    again.add_cable([(&name("blue"), None), (&name("red"), None)]).unwrap();
+    again.add_route(&name("red"), "192.168.0.0/16".parse().unwrap(), Some(ip("10.0.0.254"))).unwrap();
+    assert_eq!(again, state());
+    assert_eq!(plan(&state(), &again), []);
+}
+
+/// An edit that should be refused, with words that the refusal must have.
+type Wrong<'a> = (&'a dyn Fn(&mut State) -> nsnet::model::Result<()>, &'a [&'a str]);
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    let with = |change: fn(&mut NetworkRequest)| {
+        let mut request = network("v9", &["10.9.0.0/24"]);
+        change(&mut request);
+        request
+    };
+    let gateway_outside = with(|request| request.gateways = vec![ip("10.8.0.1")]);
+    let gateway_broadcast = with(|request| request.gateways = vec![ip("10.9.0.255")]);
+    let small_mtu = with(|request| (request.subnets, request.mtu) = (vec!["fd09::/64".parse().unwrap()], Some(1279)));
+    let taken_mac = |state: &mut State| {
+        let mac = state.attachments[1].mac;
+        state.attach(&AttachRequest { mac: Some(mac), ..attach("v6", "green", &[]) }).map(drop)
+    };
+    let wrong: &[Wrong<'_>] = &[
+        (&|s| s.add_network(&network("v9", &["10.0.0.128/25"])).map(drop), &["10.0.0.128/25", "overlaps", "v4"]),
+        (&|s| s.add_network(&network("v9", &["10.9.0.0/24", "10.9.0.0/25"])).map(drop), &["overlap"]),
+        (&|s| s.add_network(&network("v9", &["10.9.0.1/24"])).map(drop), &["10.9.0.1/24"]),
+        (&|s| s.add_network(&network("v9", &[])).map(drop), &["--subnet"]),
+        (&|s| s.add_network(&gateway_outside).map(drop), &["10.8.0.1", "outside"]),
+        (&|s| s.add_network(&gateway_broadcast).map(drop), &["10.9.0.255"]),
+        (&|s| s.add_network(&small_mtu).map(drop), &["1279", "1280"]),
+        (&|s| s.add_network(&network("v4", &["10.5.0.0/24"])).map(drop), &["10.0.0.0/24", "10.5.0.0/24"]),
+        (&|s| s.attach(&attach("nowhere", "red", &[])).map(drop), &["nowhere"]),
+        (&|s| s.attach(&attach("v4", "blue", &["10.0.0.1"])).map(drop), &["10.0.0.1", "in use"]),
+        (&|s| s.attach(&attach("v4", "blue", &["10.0.0.254"])).map(drop), &["10.0.0.254", "in use"]),
+        (&|s| s.attach(&attach("v4", "blue", &["10.0.0.255"])).map(drop), &["10.0.0.255"]),
+        (&|s| s.attach(&attach("v4", "blue", &["10.7.0.1"])).map(drop), &["10.7.0.1"]),
+        (&|s| s.attach(&attach("v4", "blue", &["10.0.0.7", "10.0.0.7"])).map(drop), &["10.0.0.7"]),
+        (&|s| s.attach(&attach("v4", "red", &["10.0.0.9"])).map(drop), &["10.0.0.1", "10.0.0.9"]),
+        (&taken_mac, &["MAC", "red"]),
+        (&|s| s.delete_network(&name("v6"), false), &["red, blue", "--force"]),
+        (&|s| s.delete_namespace(&name("red"), false), &["v4", "--force"]),
+        (&|s| s.add_cable([(&name("red"), None), (&name("red"), None)]).map(drop), &["red"]),
+        (&|s| s.add_route(&name("red"), "::/0".parse().unwrap(), Some(ip("10.0.0.254"))).map(drop), &["family"]),
+        (&|s| s.add_route(&name("red"), "0.0.0.0/0".parse().unwrap(), None).map(drop), &["several gateways"]),
+        (&|s| s.add_route(&name("red"), "0.0.0.0/0".parse().unwrap(), Some(ip("10.3.0.1"))).map(drop), &["10.3.0.1"]),
+    ];
+    for (edit, words) in wrong {
+        let mut state = state();
+        let refusal = edit(&mut state).unwrap_err().to_string();
+        assert!(words.iter().all(|word| refusal.contains(word)), "{refusal:?} should have {words:?}");
+        assert!(!refusal.contains('\n'));
+        assert_eq!(state, self::state(), "refused, and yet changed: {refusal}");
+    }
+}
+
+#[test]
+fn a_full_subnet_says_so() {
+    let mut state = state();
+    for number in 0..3 {
+        state.attach(&attach("v6", &format!("n{number}"), &[])).unwrap();
+    }
+    let refusal = state.attach(&attach("v6", "late", &[])).unwrap_err().to_string();
+    assert!(refusal.contains("no address"), "{refusal}");
+}
+
+#[test]
+fn a_plan_builds_from_the_ground_and_takes_down_from_the_top() {
+    let up = plan(&State::default(), &state());
+    let order: Vec<u8> = up.iter().map(rank).collect();
+    assert!(order.is_sorted(), "{order:?}");
+    assert_eq!(up.len(), 2 + 1 + 2 + 3 + 1 + 1);
+
+    let down = plan(&state(), &State::default());
+    let order: Vec<u8> = down.iter().map(rank).collect();
+    assert!(order.iter().rev().is_sorted(), "{order:?}");
+    for step in &up {
+        assert_eq!(step.undo().undo(), *step);
+        assert!(down.contains(&step.undo()), "{step} is never taken back");
+    }
+}
+
+/// What a step stands on has a lower rank.
+fn rank(step: &Step) -> u8 {
+    match step {
+        Step::AddNamespace(_) | Step::DeleteNamespace(_) => 0,
+        Step::LoadDataplane | Step::UnloadDataplane => 1,
+        Step::AddNetwork(_) | Step::DeleteNetwork(_) => 2,
+        Step::Attach(..) | Step::Detach(..) => 3,
+        Step::AddCable(_) | Step::DeleteCable(_) => 4,
+        Step::AddRoute(_) | Step::DeleteRoute(_) => 5,
+    }
+}
+
+#[test]
+fn force_takes_the_users_along() {
+    let mut state = state();
+    state.delete_namespace(&name("red"), true).unwrap();
+    assert!(state.routes.is_empty() && state.cables.is_empty());
+    assert_eq!(state.attachments.len(), 1);
+    state.delete_network(&name("v6"), true).unwrap();
+    assert!(state.attachments.is_empty());
+}
+
+#[test]
+fn a_namespace_that_was_there_is_never_planned_for_deletion() {
+    let mut state = State::default();
+    state.add_namespace(&name("theirs"), false);
+    state.add_namespace(&name("theirs"), true);
+    assert_eq!(plan(&state, &State::default()), []);
+}
