@@ -116,7 +116,9 @@ impl Sender<'_> {
         let is_first = self.is_own && ip.source().0 == self.port.ipv6() && ip.source() != IpAddress::UNSPECIFIED;
         // Without an address one may look for a free one and join groups (RFC 4862 section 5.4.2, RFC 3590).
         let is_joining = ip.source() == IpAddress::UNSPECIFIED && ip.destination().is_multicast_v6();
-        if !is_first && !is_joining && !self.may_use(ip.source(), tables) {
+        // A mapped IPv4 address is in the tables, but is none of IPv6 (RFC 4291 section 2.5.5.2).
+        let is_mapped = ip.source().as_v4().is_some();
+        if is_mapped || !is_first && !is_joining && !self.may_use(ip.source(), tables) {
             return Err(DropReason::SpoofedIpv6);
         }
         if ip.next_header() == IpProtocol::TCP {

@@ -39,6 +39,8 @@
 )]
 
 pub mod arp;
+#[cfg(any(test, feature = "cases"))]
+pub mod cases;
 pub mod checksum;
 pub mod guard;
 pub mod layout;

@@ -132,6 +132,14 @@ impl TcFrame {
         unsafe { bpf_redirect(port.ifindex(), 0) as i32 }
     }
 
+    /// Ends a frame whose copies are on their way. At egress TC_ACT_SHOT is reported to the sender as ENOBUFS, and tcx
+    /// knows no other end; a redirect to no interface is a success that frees the frame (sch_handle_egress()).
+    #[inline(always)]
+    pub(crate) fn consume(&mut self) -> i32 {
+        // SAFETY: takes no pointer.
+        unsafe { bpf_redirect(0, 0) as i32 }
+    }
+
     /// Hands the frame up to the host, as if it came in by `port`.
     #[inline(always)]
     pub(crate) fn redirect_to_host(&mut self, port: PortId) -> i32 {

@@ -11,8 +11,7 @@ pub(crate) fn act(frame: &mut TcFrame, outcome: Outcome) -> i32 {
     match outcome {
         Ok(Verdict::Deliver(Egress::Namespace(port))) => frame.redirect_to_namespace(port),
         Ok(Verdict::Deliver(Egress::Host(port))) => frame.redirect_to_host(port),
-        // The copies are on their way.
-        Ok(Verdict::Flooded) => TC_ACT_SHOT,
+        Ok(Verdict::Flooded) => frame.consume(),
         Err(reason) => {
             log_drop(frame, reason);
             TC_ACT_SHOT

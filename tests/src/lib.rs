@@ -1,1 +1,3 @@
-//! shared test helpers
+//! What program tests and network tests share.
+
+pub mod scratch;

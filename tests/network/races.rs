@@ -1,0 +1,160 @@
+//! Many at once, and some killed on the way.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nsnet::lab::Lab;
+use nsnet::lab::random::Random;
+
+use super::bed::{Bed, DUAL, V4, lab};
+use super::world::World;
+
+/// Starts a verb.
+fn start(lab: &Lab, line: &str) -> Result<Child> {
+    let words = line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), |name| lab.name(name)));
+    let mut command = lab.command(words);
+    Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+}
+
+#[test]
+fn twenty_at_once() -> Result<()> {
+    let lab = lab()?;
+    let names: Vec<String> = (0..20).map(|n| format!("n{n}")).collect();
+    lab.nsnet("network add v-net-0 --subnet 192.168.15.0/24 fd15::/64")?;
+    let all = |verb: &dyn Fn(&str) -> String| -> Result<()> {
+        let started = names.iter().map(|name| start(&lab, &verb(name))).collect::<Result<Vec<_>>>()?;
+        for child in started {
+            let output = child.wait_with_output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    };
+    all(&|name| format!("ns add @{name}"))?;
+    all(&|name| format!("attach v-net-0 @{name}"))?;
+    let before = World::of(&lab)?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Adding them again finds out who has which address.
+    let bed = Bed::inside(lab, DUAL, &names)?;
+    assert_eq!(World::of(&bed.lab)?, before);
+    bed.check_no_drift()?;
+    let ips: Vec<IpAddr> = names.iter().flat_map(|name| bed.at(name).ips()).collect();
+    let macs: BTreeSet<_> = names.iter().map(|name| bed.at(name).mac).collect();
+    assert_eq!((ips.iter().collect::<BTreeSet<_>>().len(), macs.len()), (40, 20));
+    for ip in &ips {
+        assert!(bed.at("host").reaches(*ip)?, "{ip}");
+    }
+    assert!(names.windows(2).all(|pair| bed.at(pair[0]).reaches(bed.at(pair[1]).v4.into()).unwrap_or(false)));
+    Ok(())
+}
+
+#[test]
+fn contrary_verbs_at_once() -> Result<()> {
+    let bed = Bed::new(V4, &["red", "blue"])?;
+    let before = bed.stats()?.len();
+    for _ in 0..5 {
+        let verbs = ["attach v-net-0 @red", "detach v-net-0 @red", "attach v-net-0 @red", "detach v-net-0 @red"];
+        let started = verbs.iter().map(|line| start(&bed.lab, line)).collect::<Result<Vec<_>>>()?;
+        for child in started {
+            let output = child.wait_with_output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        bed.check_no_drift()?;
+    }
+    bed.lab.nsnet("attach v-net-0 @red")?;
+    assert_eq!(bed.stats()?.len(), before);
+    assert!(bed.at("blue").reaches(bed.at("host").v4.into())?);
+    Ok(())
+}
+
+/// Kills `line` after random delays, `tries` times; each time `line` is done again and must do, and is `undone`.
+fn killed(lab: &Lab, line: &str, undo: &str, tries: u32, works: &dyn Fn() -> Result<()>) -> Result<()> {
+    let started = Instant::now();
+    lab.nsnet(line)?;
+    let whole = started.elapsed();
+    lab.nsnet(undo)?;
+    let before = World::of(lab)?;
+    let mut random = Random::new(7);
+    let mut cut = 0;
+    for number in 0..tries {
+        let mut child = start(lab, line)?;
+        // From before it begins to a little after it ends.
+        let delay = Duration::from_micros(random.below(whole.as_micros() as usize * 5 / 4) as u64);
+        thread::sleep(delay);
+        child.kill()?;
+        cut += u32::from(!child.wait()?.success());
+        let what = || format!("try {number}, killed after {delay:?}");
+        lab.nsnet(line).with_context(what)?;
+        let status = lab.json("status").with_context(what)?;
+        ensure!(status["drift"] == serde_json::json!([]), "{}: {}", what(), status["drift"]);
+        works().with_context(what)?;
+        lab.nsnet(undo).with_context(what)?;
+        let mut after = World::of(lab)?;
+        // The counter in the file that tells ports apart has gone on.
+        ensure!(after.file.is_some() == before.file.is_some(), "{}: {:?}", what(), after.file);
+        after.file.clone_from(&before.file);
+        assert_eq!(after, before, "{}", what());
+    }
+    ensure!(cut > tries / 4, "only {cut} of {tries} were killed before their end");
+    Ok(())
+}
+
+#[test]
+fn attach_killed() -> Result<()> {
+    let bed = Bed::new(DUAL, &["blue"])?;
+    bed.lab.nsnet("ns add @red")?;
+    let host = bed.at("host");
+    let answers = || {
+        let red = bed.lab.json("attach v-net-0 @red")?;
+        let ip = red["ip"][0].as_str().context("no address")?.parse()?;
+        ensure!(host.reaches(ip)?, "red does not answer");
+        Ok(())
+    };
+    killed(&bed.lab, "attach v-net-0 @red", "detach v-net-0 @red", 40, &answers)?;
+    bed.lab.nsnet("down")?;
+    let left = World::of(&bed.lab)?;
+    assert_eq!((left.pins, left.file), (Vec::new(), None));
+    Ok(())
+}
+
+#[test]
+fn the_first_network_killed() -> Result<()> {
+    let lab = lab()?;
+    lab.nsnet("ns add @red")?;
+    let works = || {
+        lab.nsnet("attach v-net-0 @red")?;
+        lab.nsnet("detach v-net-0 @red").map(drop)
+    };
+    killed(&lab, "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64", "network del v-net-0", 15, &works)
+}
+
+#[test]
+fn ns_add_killed() -> Result<()> {
+    let lab = lab()?;
+    let works = || lab.nsnet("ns exec @a -- true").map(drop);
+    killed(&lab, "ns add @a @b @c @d", "ns del @a @b @c @d", 15, &works)
+}
+
+#[test]
+fn down_killed() -> Result<()> {
+    let lab = lab()?;
+    let before = World::of(&lab)?;
+    let mut random = Random::new(11);
+    for number in 0..10 {
+        let names = ["red", "blue", "orange"];
+        for line in ["ns add @red @blue @orange", "network add v-net-0 --subnet 192.168.15.0/24"] {
+            lab.nsnet(line)?;
+        }
+        names.iter().try_for_each(|name| lab.nsnet(&format!("attach v-net-0 @{name}")).map(drop))?;
+        let mut child = start(&lab, "down")?;
+        thread::sleep(Duration::from_millis(random.below(60) as u64));
+        child.kill()?;
+        child.wait()?;
+        lab.nsnet("down").with_context(|| format!("try {number}"))?;
+        assert_eq!(World::of(&lab)?, before, "try {number}");
+    }
+    Ok(())
+}

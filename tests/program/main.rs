@@ -1,0 +1,16 @@
+//! Program tests: the table of cases that `cargo test -p nsnet-common` runs on plain memory, in the kernel. They need
+//! root and the built programs (`cargo xtask test program`), and leave nothing behind.
+//!
+//! ```text
+//!   machine  the programs with their maps and one interface for each port, in a namespace of their own
+//!   table    every case by BPF_PROG_TEST_RUN: action, bytes, counters and entries must be as the case says
+//!   mutants  broken frames: memory and kernel must agree on all of it
+//!   live     what BPF_PROG_TEST_RUN does not take: sent by packet sockets, through the programs at their hooks
+//!   flood    every case that is flooded: who really gets a copy, and which bytes
+//! ```
+
+mod flood;
+mod live;
+mod machine;
+mod mutants;
+mod table;

@@ -1,0 +1,125 @@
+//! Every case of the table, in the kernel.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use nsnet_common::cases::{Case, all, check::NOON};
+use nsnet_common::layout::{ForeignKey, MAX_STATIONS, PortId};
+use nsnet_common::verdict::{Outcome, Verdict};
+use nsnet_common::wire::Mac;
+use nsnet_tests::scratch::in_new_namespace;
+
+use crate::machine::{LATE, Machine, Ran, is_taken, monotonic};
+
+/// `TC_ACT_SHOT`, `TC_ACT_REDIRECT` (linux/pkt_cls.h).
+const SHOT: u32 = 2;
+const REDIRECT: u32 = 7;
+
+/// The TC action that an outcome becomes.
+pub(crate) fn action(outcome: Outcome) -> u32 {
+    match outcome {
+        // A flooded frame is ended by a redirect to nowhere: to the sender at egress it is no failure.
+        Ok(Verdict::Deliver(_) | Verdict::Flooded) => REDIRECT,
+        Err(_) => SHOT,
+    }
+}
+
+#[test]
+fn every_case() -> Result<()> {
+    in_new_namespace(|| table(Machine::new(true)?))
+}
+
+#[test]
+fn every_case_without_redirect_peer() -> Result<()> {
+    in_new_namespace(|| table(Machine::new(false)?))
+}
+
+/// A table with no room for a foreign MAC: its last entry is taken before the frame comes.
+#[test]
+fn every_case_of_a_full_table() -> Result<()> {
+    in_new_namespace(|| {
+        let mut machine = Machine::new(true)?;
+        let full = |case: &Case| case.tables(NOON).is_full.get();
+        let cases: Vec<Case> = all().into_iter().filter(full).collect();
+        ensure!(!cases.is_empty(), "no case has a full table");
+        for case in &cases {
+            fill_up(&mut machine);
+            let lines = failures(&mut machine, case)?;
+            ensure!(lines.is_empty(), "{}", lines.join("\n"));
+        }
+        Ok(())
+    })
+}
+
+/// Takes every entry of `FOREIGN` that is free for ports that do not exist. (Where tables begin to be full depends on
+/// the kernel: some count each CPU's entries in batches.)
+fn fill_up(machine: &mut Machine) {
+    let keys = (1000..).flat_map(|port| (0..=u16::MAX).map(move |place| ForeignKey { port: PortId(port), place }));
+    let refused = keys.take(2 * MAX_STATIONS as usize).find(|key| machine.foreign.insert(key, Mac::ZERO, 0).is_err());
+    assert!(refused.is_some(), "the table takes twice the entries it was made for");
+}
+
+#[test]
+fn the_verifier_walks_through_this_many_instructions() -> Result<()> {
+    in_new_namespace(|| {
+        for (program, count) in Machine::new(true)?.verified_instructions()? {
+            let count = count.map_or("a number this kernel does not tell".to_owned(), |count| count.to_string());
+            println!("{program}: {count}");
+        }
+        Ok(())
+    })
+}
+
+fn table(mut machine: Machine) -> Result<()> {
+    let mut lines = Vec::new();
+    let mut host_only: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut ran = 0;
+    for case in all() {
+        if let Some(reason) = why_not(&case)? {
+            *host_only.entry(reason).or_default() += 1;
+            continue;
+        }
+        lines.extend(failures(&mut machine, &case)?);
+        ran += 1;
+    }
+    println!("{ran} cases in the kernel");
+    for (reason, count) in host_only {
+        println!("{count} not by BPF_PROG_TEST_RUN: {reason}");
+    }
+    ensure!(lines.is_empty(), "{} lines:\n{}", lines.len(), lines.join("\n"));
+    Ok(())
+}
+
+/// Why a case cannot be run by BPF_PROG_TEST_RUN, if it cannot.
+fn why_not(case: &Case) -> Result<Option<&'static str>> {
+    let tables = case.tables(NOON);
+    let oldest = tables.stations.borrow().values().filter(|station| !station.is_fixed()).map(|s| s.age(NOON)).max();
+    Ok(if case.tag_aside {
+        Some("BPF_PROG_TEST_RUN takes no VLAN tag beside the frame; live has them")
+    } else if case.frame.len() < 14 {
+        Some("no interface takes less than an Ethernet header")
+    } else if !is_taken(&case.frame) {
+        Some("BPF_PROG_TEST_RUN takes no packet that ends within its IP header; live has them")
+    } else if tables.is_full.get() {
+        Some("every_case_of_a_full_table has them")
+    } else if oldest.is_some_and(|age| monotonic().is_ok_and(|now| now <= age)) {
+        Some("the machine was started after what the case says has happened")
+    } else {
+        None
+    })
+}
+
+/// Runs a case and says what is not as expected.
+fn failures(machine: &mut Machine, case: &Case) -> Result<Vec<String>> {
+    let now = monotonic()?;
+    machine.fill(&case.tables(now))?;
+    let found = machine.run(case.hook, case.port, &case.frame, case.gso_size);
+    let mut lines = machine.state()?.differences(&case.expected_state(now), LATE);
+    let expected = Ran { action: action(case.expect.outcome), bytes: case.expected_bytes().to_vec() };
+    match found {
+        Ok(found) if found == expected => {}
+        Ok(found) => lines.push(format!("{found:02x?}, expected {expected:02x?}")),
+        Err(error) => lines.push(format!("{error:#}")),
+    }
+    Ok(lines.into_iter().map(|line| format!("{}: {line}", case.name)).collect())
+}
