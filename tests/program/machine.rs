@@ -41,6 +41,19 @@ pub(crate) struct Ran {
     pub(crate) bytes: Vec<u8>,
 }
 
+impl Ran {
+    /// What differs from `expected`, in short.
+    pub(crate) fn difference(&self, expected: &Self) -> Option<String> {
+        if self.action != expected.action {
+            return Some(format!("action {}, expected {}", self.action, expected.action));
+        }
+        let (found, wanted) = (&self.bytes, &expected.bytes);
+        let at = found.iter().zip(wanted).position(|(found, wanted)| found != wanted);
+        let lengths = (found.len() != wanted.len()).then_some(found.len().min(wanted.len()));
+        at.or(lengths).map(|at| format!("from byte {at}: {:02x?}, expected {:02x?}", &found[at..], &wanted[at..]))
+    }
+}
+
 /// Programs, maps, interfaces.
 pub(crate) struct Machine {
     ebpf: Ebpf,
@@ -55,8 +68,8 @@ pub(crate) struct Machine {
     flood_clocks: Array<MapData, u64>,
 }
 
-/// Whether BPF_PROG_TEST_RUN takes a frame: it refuses Ethernet frames, and since Linux 6.18 IP packets, that end within
-/// their header (`bpf_prog_test_run_skb()` in net/bpf/test_run.c).
+/// Whether BPF_PROG_TEST_RUN takes a frame. It refuses Ethernet frames that end within their header, and on some kernels
+/// (measured on 6.18) IP packets that do, too: `bpf_prog_test_run_skb()` in net/bpf/test_run.c.
 pub(crate) fn is_taken(frame: &[u8]) -> bool {
     match frame.get(12..14) {
         None => false,

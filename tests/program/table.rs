@@ -117,8 +117,7 @@ fn failures(machine: &mut Machine, case: &Case) -> Result<Vec<String>> {
     let mut lines = machine.state()?.differences(&case.expected_state(now), LATE);
     let expected = Ran { action: action(case.expect.outcome), bytes: case.expected_bytes().to_vec() };
     match found {
-        Ok(found) if found == expected => {}
-        Ok(found) => lines.push(format!("{found:02x?}, expected {expected:02x?}")),
+        Ok(found) => lines.extend(found.difference(&expected)),
         Err(error) => lines.push(format!("{error:#}")),
     }
     Ok(lines.into_iter().map(|line| format!("{}: {line}", case.name)).collect())

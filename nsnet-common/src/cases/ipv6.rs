@@ -62,6 +62,12 @@ fn sources() -> Vec<Case> {
     cases.push(learned(case("cyan's address, in another network", CYAN.ipv6).dropped(DropReason::SpoofedIpv6)));
     cases.push(learned(case("no address", none).dropped(DropReason::SpoofedIpv6)));
 
+    // An IPv4 address in IPv6's form is an address of IPv4.
+    for (whose, source) in [("the own", v6("::ffff:10.1.0.2")), ("blue's", v6("::ffff:10.1.0.3"))] {
+        let frame = RED.to(&BLUE).ipv6(source, BLUE.ipv6).tcp(1, 2);
+        cases.push(from(&RED, format!("IPv6 from {whose} IPv4 address"), frame).dropped(DropReason::SpoofedIpv6));
+    }
+
     let off = WHITE.to(&HOST_3).ipv6(WHITE.link_local(), v6("fe80::1")).udp(1, 2);
     cases.push(from(&WHITE, "IPv6 where it is off", off).dropped(DropReason::Ipv6Off));
     let off = to_group(&WHITE, WHITE.link_local(), "ff02::1").router_advertisement();

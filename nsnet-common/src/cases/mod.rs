@@ -6,6 +6,7 @@
 //!   ethernet ipv4 arp ipv6 nd forward learn host              the cases, by theme; all() is the table
 //!   check    runs a case on plain memory; what a state is, and what it should be
 //!   mutate   frames made of the cases' frames by breaking them
+//!   oracle   what may get through at all, read from the bytes once more: the judge of what mutate makes
 //! ```
 
 #![allow(

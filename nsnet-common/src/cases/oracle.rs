@@ -19,6 +19,9 @@ pub(super) fn objection(mutant: &Mutant) -> Option<String> {
 
 type Verdict = Result<(), String>;
 
+/// What IPv4 addresses begin with in IPv6's form.
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
 fn check(frame: &[u8], sender: &End) -> Verdict {
     let trusted = sender.flags & crate::layout::flags::TRUSTED != 0;
     let source = Mac(array(frame, 6)?);
@@ -66,8 +69,7 @@ impl Claim<'_> {
     }
 
     fn ensure_v6(&self, ip: [u8; 16]) -> Verdict {
-        // A mapped IPv4 address is judged as what it stands for.
-        if ip[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] {
+        if ip[..12] == MAPPED {
             return self.ensure_v4(array(&ip, 12)?, false);
         }
         let own = |end: &&End| end.ipv6 == ip || end.link_local() == ip || (end.id == BLUE.id && ip == BLUE_SECOND_V6);
@@ -105,6 +107,7 @@ fn check_ipv6(frame: &[u8], source: Mac, claim: &Claim<'_>) -> Verdict {
     ensure(byte(frame, 14)? >> 4 == 6, "IPv6 version")?;
     ensure(54 + usize::from(word(frame, 18)?) <= frame.len(), "IPv6 payload length")?;
     let from: [u8; 16] = array(frame, 22)?;
+    ensure(from[..12] != MAPPED, "IPv4 address in IPv6")?;
     if !(from == [0; 16] && byte(frame, 38)? == 0xff) {
         ensure(claim.trusted || from != [0; 16], "unspecified source")?;
         claim.ensure_v6(from)?;

@@ -122,7 +122,7 @@ pub fn others(sender: &End) -> Vec<&'static End> {
     ENDS.into_iter().filter(|end| end.network == sender.network && end.id != sender.id).collect()
 }
 
-/// The tables of the world at `now`, which is at least an hour after the machine was started.
+/// The tables of the world at `now`. Cases that learned something long ago need a `now` that is later than that.
 pub fn tables(now: u64) -> MemoryTables {
     let mut tables = MemoryTables::default();
     tables.clock.set(now);
