@@ -18,6 +18,20 @@ use crate::wire::{EtherType, Ethernet, IpAddress, IpProtocol, Mac};
 /// Refuses a frame that the station behind `port` has no right to send.
 #[inline(always)]
 pub fn check_sender(frame: &impl Packet, eth: &Ethernet, port: &Port, tables: impl Tables) -> Result<(), DropReason> {
+    // Most frames: nothing of them needs to be in memory then.
+    if eth.source == port.mac() && eth.ethertype() == EtherType::IPV4 {
+        let ip = Ipv4::read(frame)?;
+        if ip.source() == port.ipv4() && ip.source() != [0; 4] {
+            return check_dhcp_v4(frame, &ip, port);
+        }
+    }
+    check_any_sender(frame, port, tables)
+}
+
+/// The same for every frame. Reads the header again: a reference to it would force it onto the callers' stack.
+#[inline(never)]
+fn check_any_sender(frame: &impl Packet, port: &Port, tables: impl Tables) -> Result<(), DropReason> {
+    let eth = Ethernet::read(frame)?;
     let sender = Sender { mac: eth.source, is_own: eth.source == port.mac(), port };
     if !sender.is_own {
         sender.check_foreign_mac(tables)?;
@@ -73,24 +87,10 @@ impl Sender<'_> {
     #[inline(always)]
     fn check_ipv4(&self, frame: &impl Packet, tables: impl Tables) -> Result<(), DropReason> {
         let ip = Ipv4::read(frame)?;
-        let is_first = self.is_own && ip.source() == self.port.ipv4() && ip.source() != [0; 4];
-        if !is_first && !self.may_use(IpAddress::v4(ip.source()), tables) {
+        if !self.may_use(IpAddress::v4(ip.source()), tables) {
             return Err(DropReason::SpoofedIpv4);
         }
-        if ip.protocol() == IpProtocol::UDP && ip.has_transport_header() {
-            self.check_udp(frame, ip.transport_at(), (67, 68))?;
-        }
-        Ok(())
-    }
-
-    /// Nobody but the network's own services may answer DHCP: `server` and `client` are the protocol's ports.
-    #[inline(always)]
-    fn check_udp(&self, frame: &impl Packet, at: usize, (server, client): (u16, u16)) -> Result<(), DropReason> {
-        let udp = frame.view::<Udp>(at).ok_or(DropReason::Truncated)?;
-        if udp.source_port() == server && udp.destination_port() == client && !self.port.is_trusted() {
-            return Err(DropReason::DhcpServer);
-        }
-        Ok(())
+        check_dhcp_v4(frame, &ip, self.port)
     }
 
     #[inline(never)]
@@ -127,7 +127,7 @@ impl Sender<'_> {
         let upper = ip.upper_layer(frame)?;
         match upper.protocol {
             _ if !upper.is_here => Ok(()),
-            IpProtocol::UDP => self.check_udp(frame, usize::from(upper.at), (547, 546)),
+            IpProtocol::UDP => check_dhcp(frame, usize::from(upper.at), (547, 546), self.port),
             IpProtocol::ICMPV6 => self.check_icmpv6(frame, ip, upper, tables),
             _ => Ok(()),
         }
@@ -187,6 +187,24 @@ impl Sender<'_> {
         }
         if frame.view::<OptionHead>(at).is_some() { Err(DropReason::BadNd) } else { Ok(()) }
     }
+}
+
+#[inline(always)]
+fn check_dhcp_v4(frame: &impl Packet, ip: &Ipv4, port: &Port) -> Result<(), DropReason> {
+    if ip.protocol() == IpProtocol::UDP && ip.has_transport_header() {
+        return check_dhcp(frame, ip.transport_at(), (67, 68), port);
+    }
+    Ok(())
+}
+
+/// Nobody but the network's own services may answer DHCP: `server` and `client` are the protocol's ports.
+#[inline(always)]
+fn check_dhcp(frame: &impl Packet, at: usize, (server, client): (u16, u16), port: &Port) -> Result<(), DropReason> {
+    let udp = frame.view::<Udp>(at).ok_or(DropReason::Truncated)?;
+    if udp.source_port() == server && udp.destination_port() == client && !port.is_trusted() {
+        return Err(DropReason::DhcpServer);
+    }
+    Ok(())
 }
 
 /// The owner of an address in the sender's network, when it is not the sender.

@@ -33,14 +33,19 @@ fn counted<P: Packet>(
 ) -> Outcome {
     let length = frame.len();
     let outcome = match tables.port(id) {
-        Some(port) if port.id() != PortId::NONE => {
-            tables.count_received(id, length);
-            match read_untagged(frame) {
-                Ok(eth) => then(frame, &eth, &port),
-                Err(reason) => Err(reason),
+        // Not a guard of the arm: the compiler would copy the port once more.
+        Some(port) => {
+            if port.id() == PortId::NONE {
+                Err(DropReason::UnknownPort)
+            } else {
+                tables.count_received(id, length);
+                match read_untagged(frame) {
+                    Ok(eth) => then(frame, &eth, &port),
+                    Err(reason) => Err(reason),
+                }
             }
         }
-        _ => Err(DropReason::UnknownPort),
+        None => Err(DropReason::UnknownPort),
     };
     if let Err(reason) = outcome {
         tables.count_dropped(id, reason, length);

@@ -15,33 +15,34 @@ use crate::wire::{EtherType, Ethernet, IpAddress, IpProtocol, Mac};
 #[inline(always)]
 pub fn forward(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: impl Tables) -> Outcome {
     if eth.destination.is_group() {
-        return forward_group(frame, eth, from, tables);
+        return forward_group(frame, from, tables);
     }
     check_ethertype(eth)?;
     match port_of(eth.destination, from, tables) {
         Some(to) if to.id() == from.id() => Err(DropReason::SamePort),
-        Some(to) => deliver(frame, eth, from, &to, tables),
-        None => flood(frame, eth, from, Audience::Learning, tables),
+        Some(to) => deliver(frame, from, &to, tables),
+        None => flood(frame, from, Audience::Learning, tables),
     }
 }
 
 /// A frame to a group address.
 #[inline(never)]
-fn forward_group(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: impl Tables) -> Outcome {
+fn forward_group(frame: &mut impl Packet, from: &Port, tables: impl Tables) -> Outcome {
+    let eth = Ethernet::read(frame)?;
     if eth.destination.is_reserved() {
         return Err(DropReason::ReservedGroup);
     }
-    check_ethertype(eth)?;
+    check_ethertype(&eth)?;
     match eth.ethertype() {
         EtherType::ARP if arp::answer(frame, from, tables)? => return reply(frame, from, tables),
         EtherType::IPV6 => match nd::answer(frame, from, tables)? {
             Answer::Here => return reply(frame, from, tables),
-            Answer::ByOwner(owner) => return deliver_to(frame, eth, from, owner, tables),
+            Answer::ByOwner(owner) => return deliver_to(frame, from, owner, tables),
             Answer::No => {}
         },
         _ => {}
     }
-    flood(frame, eth, from, Audience::All, tables)
+    flood(frame, from, Audience::All, tables)
 }
 
 /// The allow-list: everything else, 802.3 length frames included, has no business on a container network.
@@ -71,12 +72,12 @@ fn port_of(mac: Mac, from: &Port, tables: impl Tables) -> Option<Port> {
 
 /// To one port.
 #[inline(always)]
-fn deliver(frame: &impl Packet, eth: &Ethernet, from: &Port, to: &Port, tables: impl Tables) -> Outcome {
-    if frame.len() > longest(to) && wire_length(frame, eth, from) > longest(to) {
+fn deliver(frame: &impl Packet, from: &Port, to: &Port, tables: impl Tables) -> Outcome {
+    if frame.len() > longest(to) && wire_length(frame, from) > longest(to) {
         return Err(DropReason::TooLong);
     }
     if to.is_host() {
-        check_host_destination(frame, eth, from, tables)?;
+        check_host_destination(frame, from, tables)?;
     }
     tables.count_sent(to.id(), frame.len());
     Ok(Verdict::Deliver(Egress::to(to)))
@@ -84,9 +85,9 @@ fn deliver(frame: &impl Packet, eth: &Ethernet, from: &Port, to: &Port, tables: 
 
 /// To the port with this number. Apart from its callers, whose stack has no room for another port.
 #[inline(never)]
-fn deliver_to(frame: &impl Packet, eth: &Ethernet, from: &Port, to: PortId, tables: impl Tables) -> Outcome {
+fn deliver_to(frame: &impl Packet, from: &Port, to: PortId, tables: impl Tables) -> Outcome {
     let to = tables.port(to).ok_or(DropReason::UnknownDestination)?;
-    deliver(frame, eth, from, &to, tables)
+    deliver(frame, from, &to, tables)
 }
 
 /// Back to where it came from: the frame has become the answer.
@@ -107,7 +108,7 @@ enum Audience {
 
 /// To every other port of the network, within the sender's allowance.
 #[inline(never)]
-fn flood(frame: &mut impl Packet, eth: &Ethernet, from: &Port, audience: Audience, tables: impl Tables) -> Outcome {
+fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl Tables) -> Outcome {
     let network = tables.network(from.network()).ok_or(DropReason::UnknownPort)?;
     let copies = match audience {
         Audience::All => network.ports().saturating_sub(1),
@@ -121,8 +122,8 @@ fn flood(frame: &mut impl Packet, eth: &Ethernet, from: &Port, audience: Audienc
 
     // All that the frame alone decides is decided once, not for each copy.
     let length = frame.len();
-    let on_wire = wire_length(frame, eth, from);
-    let host_refuses = check_host_destination(frame, eth, from, tables).err();
+    let on_wire = wire_length(frame, from);
+    let host_refuses = check_host_destination(frame, from, tables).err();
     let mut next = network.first();
     let (network, from) = (from.network(), from.id());
     // Moved in, because a closure by reference holds each value and a pointer to it, and the stack is small.
@@ -173,15 +174,15 @@ fn longest(port: &Port) -> u32 {
 /// Bytes of the frame on the wire, or of its longest segment when it is a GSO frame.
 ///
 /// `bpf_redirect_peer` passes by the MTU checks of the stack, so they are made here.
-#[inline(always)]
-fn wire_length(frame: &impl Packet, eth: &Ethernet, from: &Port) -> u32 {
+#[inline(never)]
+fn wire_length(frame: &impl Packet, from: &Port) -> u32 {
     // SCTP frames are cut where the sender's chunks end (GSO_BY_FRAGS): no longer than the sender's MTU.
     const BY_FRAGMENTS: u32 = 0xffff;
     let payload = frame.gso_size();
     if payload == 0 {
         return frame.len();
     }
-    let headers = match eth.ethertype() {
+    let headers = match Ethernet::read(frame).map_or(EtherType(0), |eth| eth.ethertype()) {
         EtherType::IPV4 => Ipv4::read(frame).ok().map(|ip| (ip.protocol(), ip.transport_at())),
         // A GSO frame with extension headers is judged by the sender's MTU, below.
         EtherType::IPV6 => Ipv6::read(frame).ok().map(|ip| (ip.next_header(), Ethernet::LEN + Ipv6::LEN)),
@@ -201,12 +202,8 @@ fn wire_length(frame: &impl Packet, eth: &Ethernet, from: &Port) -> u32 {
 /// What a namespace may not send up into the host: traffic for another network, whose gateway the host is too, and for
 /// loopback addresses (CVE-2020-8558).
 #[inline(never)]
-fn check_host_destination(
-    frame: &impl Packet,
-    eth: &Ethernet,
-    from: &Port,
-    tables: impl Tables,
-) -> Result<(), DropReason> {
+fn check_host_destination(frame: &impl Packet, from: &Port, tables: impl Tables) -> Result<(), DropReason> {
+    let eth = Ethernet::read(frame)?;
     let destination = match eth.ethertype() {
         EtherType::IPV4 => {
             let ip = Ipv4::read(frame)?;
