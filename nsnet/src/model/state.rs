@@ -308,7 +308,7 @@ pub mod mac_text {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2);
+            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()));
             let value = part.and_then(|part| u8::from_str_radix(part, 16).ok());
             *byte = value.ok_or("a MAC is six pairs of hexadecimal digits, such as 02:00:00:00:00:01")?;
         }
