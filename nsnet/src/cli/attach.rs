@@ -25,7 +25,7 @@ pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
         learn: args.learn,
         trusted: args.trusted,
     };
-    let port = host.change(
+    let (port, _was_known) = host.change_and_repair(
         |state| {
             let was_known = state.attachment(&request.network, &request.ns).is_some();
             Ok((state.attach(&request)?, was_known))
@@ -40,16 +40,15 @@ pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
             Ok([Step::Attach(port.clone(), network.clone())].into_iter().chain(routes).collect())
         },
     )?;
-    output::print_one(format, &table([&port.0]))?;
+    output::print_one(format, &table([&port]))?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn detach(host: &Host, network: &Name, ns: &Name) -> Answer {
-    let edit = |state: &mut crate::model::state::State| {
+    host.change(|state| {
         state.detach(network, ns);
         Ok(())
-    };
-    host.change(edit, |_host, _state, ()| Ok(Vec::new()))?;
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,18 +16,14 @@ pub(super) fn run(host: &Host, format: Format, verb: &CableVerb) -> Answer {
             for ns in [ns_a, ns_b] {
                 host.member(ns.as_str())?;
             }
-            let cable = host.change(
-                |state| Ok(state.add_cable([(ns_a, *address_a), (ns_b, *address_b)])?),
-                |_host, _state, _cable| Ok(Vec::new()),
-            )?;
+            let cable = host.change(|state| Ok(state.add_cable([(ns_a, *address_a), (ns_b, *address_b)])?))?;
             output::print_one(format, &table(&[cable]))?;
         }
         CableVerb::Del { ns_a, ns_b } => {
-            let edit = |state: &mut crate::model::state::State| {
+            host.change(|state| {
                 state.delete_cable(ns_a, ns_b);
                 Ok(())
-            };
-            host.change(edit, |_host, _state, ()| Ok(Vec::new()))?;
+            })?;
         }
         CableVerb::List => output::print(format, &table(&host.state()?.cables))?,
     }

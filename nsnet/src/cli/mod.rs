@@ -42,35 +42,32 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Answer {
-    // These need no host, and so neither root nor a kernel of any kind.
-    if let Command::Doctor = &cli.command {
-        return doctor::doctor(cli.output, cli.host_ns.as_deref());
-    }
-    if let Command::Demo(args) = &cli.command {
-        return demo::demo(cli.output, args);
-    }
-    let mut host = Host::enter(cli.host_ns.as_deref())?;
-    if cli.verbose {
-        host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
-    }
-    let host = host;
+    let host = || {
+        let mut host = Host::enter(cli.host_ns.as_deref())?;
+        if cli.verbose {
+            host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
+        }
+        anyhow::Ok(host)
+    };
     let format = cli.output;
     match &cli.command {
-        Command::Ns(verb) => namespace::run(&host, format, verb),
-        Command::Cable(verb) => cable::run(&host, format, verb),
-        Command::Network(verb) => network::run(&host, format, verb),
-        Command::Attach(request) => attach::attach(&host, format, request),
-        Command::Detach { network, ns } => attach::detach(&host, network, ns),
-        Command::Route(verb) => route::run(&host, format, verb),
-        Command::Fdb(_list) => show::fdb(&host, format),
-        Command::Neigh(_list) => show::neigh(&host, format),
-        Command::Stats => show::stats(&host, format),
-        Command::Drops => show::drops(&host, format),
+        Command::Ns(verb) => namespace::run(&host()?, format, verb),
+        Command::Cable(verb) => cable::run(&host()?, format, verb),
+        Command::Network(verb) => network::run(&host()?, format, verb),
+        Command::Attach(request) => attach::attach(&host()?, format, request),
+        Command::Detach { network, ns } => attach::detach(&host()?, network, ns),
+        Command::Route(verb) => route::run(&host()?, format, verb),
+        Command::Fdb(_list) => show::fdb(&host()?, format),
+        Command::Neigh(_list) => show::neigh(&host()?, format),
+        Command::Stats => show::stats(&host()?, format),
+        Command::Drops => show::drops(&host()?, format),
         #[cfg(feature = "log")]
-        Command::Log => log::log(&host),
-        Command::Status => status::status(&host, format),
-        Command::Down => status::down(&host),
-        Command::Doctor | Command::Demo(_) => Ok(ExitCode::SUCCESS),
+        Command::Log => log::log(&host()?),
+        Command::Status => status::status(&host()?, format),
+        Command::Down => status::down(&host()?),
+        // These come without: one looks why there may be no host, the other makes one of its own.
+        Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
+        Command::Demo(args) => demo::demo(format, args),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn run(host: &Host, format: Format, verb: &NsVerb) -> Answer {
 }
 
 fn add(host: &Host, names: &[Name]) -> Answer {
-    let adopted = host.change(
+    let adopted = host.change_and_repair(
         |state| {
             // Under the lock: before, another verb, or the undoing of one that was cut off, may still take them away.
             let existing = named::list()?;
@@ -59,17 +59,14 @@ fn add(host: &Host, names: &[Name]) -> Answer {
 }
 
 fn delete(host: &Host, names: &[Name], force: bool) -> Answer {
-    let kept = host.change(
-        |state| {
-            let is_foreign = |name: &&Name| state.namespaces.get(name).is_none_or(|ns| !ns.made);
-            let kept: Vec<Name> = names.iter().filter(is_foreign).cloned().collect();
-            for name in names {
-                state.delete_namespace(name, force)?;
-            }
-            Ok(kept)
-        },
-        |_host, _state, _kept| Ok(Vec::new()),
-    )?;
+    let kept = host.change(|state| {
+        let is_foreign = |name: &&Name| state.namespaces.get(name).is_none_or(|ns| !ns.made);
+        let kept: Vec<Name> = names.iter().filter(is_foreign).cloned().collect();
+        for name in names {
+            state.delete_namespace(name, force)?;
+        }
+        Ok(kept)
+    })?;
     for name in kept.iter().filter(|name| NetNs::named(name.as_str()).is_ok()) {
         output::note(&format!("namespace {name} was not made by nsnet: left where it is"));
     }

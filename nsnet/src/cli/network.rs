@@ -39,13 +39,15 @@ fn add(host: &Host, format: Format, args: &NetworkArgs) -> Answer {
         mtu: args.mtu,
         default_mtu: default_mtu(host)?,
     };
-    let network = with_progress(&format!("making network {}", args.name), || {
-        host.change(
-            |state| Ok(state.add_network(&request)?),
-            |host, state, network| {
+    let (network, _was_known) = with_progress(&format!("making network {}", args.name), || {
+        host.change_and_repair(
+            |state| {
+                let was_known = state.networks.contains_key(&request.name);
+                Ok((state.add_network(&request)?, was_known))
+            },
+            |host, state, (network, was_known)| {
                 // One that stands already is looked at, and made anew if something is wrong with it.
-                let is_new = host.state()?.networks.get(&network.name) != Some(network);
-                if is_new || observe::network_faults(host, network)?.is_empty() {
+                if !was_known || observe::network_faults(host, network)?.is_empty() {
                     return Ok(Vec::new());
                 }
                 let ports = state.attachments.iter().filter(|port| port.network == network.name);
@@ -67,15 +69,12 @@ fn default_mtu(host: &Host) -> anyhow::Result<u16> {
 }
 
 fn delete(host: &Host, names: &[Name], force: bool) -> Answer {
-    host.change(
-        |state| {
-            for name in names {
-                state.delete_network(name, force)?;
-            }
-            Ok(())
-        },
-        |_host, _state, ()| Ok(Vec::new()),
-    )?;
+    host.change(|state| {
+        for name in names {
+            state.delete_network(name, force)?;
+        }
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

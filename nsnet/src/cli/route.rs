@@ -20,13 +20,12 @@ pub(super) fn run(host: &Host, format: Format, verb: &RouteVerb) -> Answer {
         RouteVerb::Add { ns, dest, via } => add(host, format, ns, dest, via),
         RouteVerb::Del { ns, dest } => {
             let (v4, v6) = (parse_dest(dest, true)?, parse_dest(dest, false)?);
-            let edit = |state: &mut crate::model::state::State| {
+            host.change(|state| {
                 state.delete_route(ns, v4);
                 // `default` is the default route of either family.
                 state.delete_route(ns, v6);
                 Ok(())
-            };
-            host.change(edit, |_host, _state, ()| Ok(Vec::new()))?;
+            })?;
             Ok(ExitCode::SUCCESS)
         }
         RouteVerb::List { ns } => list(host, format, ns),
@@ -43,7 +42,7 @@ fn add(host: &Host, format: Format, ns: &Name, dest: &str, via: &[String]) -> An
         _ => bail!("route to {dest}: after the destination comes nothing, or `via GATEWAY`"),
     };
     let dest = parse_dest(dest, via.is_none_or(|ip| ip.is_ipv4()))?;
-    let route = host.change(
+    let (route, _was_known) = host.change_and_repair(
         |state| {
             let had = state.routes.len();
             let route = state.add_route(ns, dest, via)?;
@@ -53,7 +52,7 @@ fn add(host: &Host, format: Format, ns: &Name, dest: &str, via: &[String]) -> An
         |_host, _state, (route, was_known)| Ok(was_known.then(|| Step::AddRoute(route.clone())).into_iter().collect()),
     )?;
     let mut table = Table::new(&["ns", "dest", "via"]);
-    table.row([json!(ns), json!(route.0.dest), json!(route.0.via)]);
+    table.row([json!(ns), json!(route.dest), json!(route.via)]);
     output::print_one(format, &table)?;
     Ok(ExitCode::SUCCESS)
 }

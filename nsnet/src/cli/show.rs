@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Answer;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
-use crate::model::state::State;
+use crate::model::state::Member;
 
 pub(super) fn fdb(host: &Host, format: Format) -> Answer {
     let state = host.state()?;
@@ -24,7 +24,7 @@ pub(super) fn fdb(host: &Host, format: Format) -> Answer {
         ]);
     }
     if host.dataplane.is_loaded() {
-        let now = monotonic_ns()?;
+        let (now, members) = (monotonic_ns()?, state.members());
         let mut learned: Vec<_> = host.maps().stations()?;
         learned.retain(|(_, station)| !station.is_fixed() && station.is_alive(now));
         learned.sort_by_key(|(key, _)| (key.network, key.mac));
@@ -32,7 +32,7 @@ pub(super) fn fdb(host: &Host, format: Format) -> Answer {
             let network = state.networks.values().find(|network| network.id() == key.network);
             let name = network.map(|network| network.name.to_string());
             let age = station.age(now) / 1_000_000_000;
-            let port = port_name(&state, station.port());
+            let port = port_name(&members, station.port());
             table.row([json!(name), json!(key.mac.to_string()), json!(port), json!("learned"), json!(age)]);
         }
     }
@@ -43,20 +43,18 @@ pub(super) fn fdb(host: &Host, format: Format) -> Answer {
 pub(super) fn neigh(host: &Host, format: Format) -> Answer {
     let state = host.state()?;
     let mut table = Table::new(&["network", "ip", "mac", "port", "ns"]);
-    for member in state.members() {
-        for ip in &member.ips {
-            // Only what the dataplane really answers for.
-            let known =
-                host.dataplane.is_loaded() && host.maps().address(member.network.id(), *ip)? == Some(member.port);
-            if known {
-                table.row([
-                    json!(member.network.name),
-                    json!(ip),
-                    json!(member.mac.to_string()),
-                    json!(member.interface),
-                    json!(member.ns),
-                ]);
-            }
+    // Only what the dataplane really answers for.
+    let members = if host.dataplane.is_loaded() { state.members() } else { Vec::new() };
+    for member in members {
+        let owners = host.maps().owners(member.network.id(), &member.ips)?;
+        for (ip, _) in owners.iter().filter(|(_, owner)| *owner == Some(member.port)) {
+            table.row([
+                json!(member.network.name),
+                json!(ip),
+                json!(member.mac.to_string()),
+                json!(member.interface),
+                json!(member.ns),
+            ]);
         }
     }
     output::print(format, &table)?;
@@ -80,9 +78,11 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
     if host.dataplane.is_loaded() {
         let maps = host.maps();
         let drops = maps.drops()?;
-        for member in state.members() {
-            let counters = maps.counters(member.port)?;
-            let dropped: u64 = drops.iter().filter(|((port, _), _)| *port == member.port).map(|(_, t)| t.packets).sum();
+        let members = state.members();
+        let counters = maps.counters(members.iter().map(|member| member.port))?;
+        for (member, counters) in members.iter().zip(counters) {
+            let of_port = drops.range((member.port, 0)..=(member.port, u16::MAX));
+            let dropped: u64 = of_port.map(|(_, traffic)| traffic.packets).sum();
             table.row([
                 json!(member.network.name),
                 json!(member.interface),
@@ -105,10 +105,11 @@ pub(super) fn drops(host: &Host, format: Format) -> Answer {
     let state = host.state()?;
     let mut table = Table::new(&["port", "reason", "packets", "bytes", "meaning"]);
     if host.dataplane.is_loaded() {
+        let members = state.members();
         for ((port, code), Traffic { packets, bytes }) in host.maps().drops()? {
             let reason = DropReason::from_code(code);
             table.row([
-                json!(port_name(&state, port)),
+                json!(port_name(&members, port)),
                 json!(reason.map_or_else(|| format!("code-{code}"), |reason| reason.label().to_owned())),
                 json!(packets),
                 json!(bytes),
@@ -121,8 +122,8 @@ pub(super) fn drops(host: &Host, format: Format) -> Answer {
 }
 
 /// The interface of a port; its number for one that is gone, and nothing for what was no port.
-fn port_name(state: &State, id: PortId) -> Option<String> {
-    let member = state.members().into_iter().find(|member| member.port == id).map(|member| member.interface.to_owned());
+fn port_name(members: &[Member<'_>], id: PortId) -> Option<String> {
+    let member = members.iter().find(|member| member.port == id).map(|member| member.interface.to_owned());
     member.or_else(|| (id != PortId::NONE).then(|| format!("port-{}", id.0)))
 }
 

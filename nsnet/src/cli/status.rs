@@ -51,13 +51,10 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
 
 pub(super) fn down(host: &Host) -> Answer {
     with_progress("taking everything down", || {
-        host.change(
-            |state| {
-                *state = State::default();
-                Ok(())
-            },
-            |_host, _state, ()| Ok(Vec::new()),
-        )
+        host.change(|state| {
+            *state = State::default();
+            Ok(())
+        })
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::{Program, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
@@ -118,22 +118,13 @@ impl Dataplane {
         let what = || format!("attach {} to {interface}", hook.program());
         let mut program = self.program(hook)?;
         self.detach(port)?;
+        let link = put_on(&mut program, features, interface, hook)?;
+        let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         if !features.tcx {
-            match qdisc_add_clsact(interface) {
-                Err(error) if io_errno(&error) != Some(Errno::EEXIST) => return Err(refused(what(), error)),
-                _ => {}
-            }
-            let options = TcAttachOptions::Netlink(NlOptions::default());
-            let link = program.attach_with_options(interface, hook.attach_type(), options);
-            let link = link.map_err(|error| refused(what(), error))?;
             // The filter belongs to the interface and goes with it: dropping the link must not take it off.
-            std::mem::forget(program.take_link(link).map_err(|error| refused(what(), error))?);
+            std::mem::forget(link);
             return Ok(());
         }
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let link = program.attach_with_options(interface, hook.attach_type(), options);
-        let link = link.map_err(|error| refused(what(), error))?;
-        let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
         let pin = link.pin(self.link_path(port));
         pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the link of {interface}"), error))
@@ -173,6 +164,25 @@ impl Dataplane {
             Err(_no_such_interface) => Ok(false),
         }
     }
+}
+
+/// Puts `program` on the side of `interface` that `hook` says: a tcx link, or a clsact filter where there is no tcx.
+pub(crate) fn put_on(
+    program: &mut SchedClassifier,
+    features: Features,
+    interface: &str,
+    hook: Hook,
+) -> Result<SchedClassifierLinkId> {
+    let what = || format!("attach {} to {interface}", hook.program());
+    let options = if features.tcx {
+        TcAttachOptions::TcxOrder(LinkOrder::default())
+    } else {
+        match qdisc_add_clsact(interface) {
+            Err(error) if io_errno(&error) != Some(Errno::EEXIST) => return Err(refused(what(), error)),
+            _ => TcAttachOptions::Netlink(NlOptions::default()),
+        }
+    };
+    program.attach_with_options(interface, hook.attach_type(), options).map_err(|error| refused(what(), error))
 }
 
 /// Opens the embedded object with its globals set, and has the verifier accept its programs.

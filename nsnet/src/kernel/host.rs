@@ -88,9 +88,17 @@ impl Host {
     }
 
     /// Changes the state by `edit` and the kernel with it, under the lock. What fails is taken back.
+    pub fn change<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+    ) -> std::result::Result<T, anyhow::Error> {
+        self.change_and_repair(edit, |_host, _state, _answer| Ok(Vec::new()))
+    }
+
+    /// The same, for a verb that also mends what it finds broken.
     ///
     /// `repair` tells of objects that are in both states but not as they should be in the kernel: they are made anew.
-    pub fn change<T>(
+    pub fn change_and_repair<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,

@@ -44,6 +44,16 @@ impl Netlink {
         self.get_link(request, format_args!("look up interface {name}"))
     }
 
+    /// The interface of that name, which must be there (ENODEV).
+    pub fn existing_link(&self, name: &str) -> Result<Link> {
+        self.link(name)?.ok_or_else(|| KernelError::new(format_args!("find interface {name}"), Errno::ENODEV))
+    }
+
+    /// Sets loopback up, which every namespace has.
+    pub fn set_loopback_up(&self) -> Result<()> {
+        self.set_up(self.existing_link("lo")?.index)
+    }
+
     /// The interface of that index; `None` when there is none.
     pub fn link_by_index(&self, index: u32) -> Result<Option<Link>> {
         let mut request = LinkMessage::default();

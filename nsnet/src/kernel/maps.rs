@@ -78,9 +78,10 @@ impl Maps {
     }
 
     /// Makes a port known: from here on it is delivered to. In this order a frame never finds half of it.
+    ///
+    /// The port must not be known yet: [`Maps::remove_port`] comes first where a step may have been cut off before.
     pub fn insert_port(&self, port: &Port, addresses: &[IpAddr], mac_given: bool) -> Result<()> {
         let (id, network) = (port.id(), port.network());
-        self.remove_port(id, network)?;
         self.reset_counters(id)?;
         let mut ports = self.ports()?;
         let mut networks = self.networks()?;
@@ -178,9 +179,18 @@ impl Maps {
         found(self.subnets()?.get(&subnet_key(subnet), 0), names::SUBNETS)
     }
 
-    /// The port that an address is known to be behind.
-    pub fn address(&self, network: NetworkId, ip: IpAddr) -> Result<Option<PortId>> {
-        found(self.addresses()?.get(&AddressKey { network, ip: IpAddress::from(ip) }, 0), names::ADDRESSES)
+    /// The port that each of `ips` is known to be behind.
+    pub fn owners<'a>(
+        &self,
+        network: NetworkId,
+        ips: impl IntoIterator<Item = &'a IpAddr>,
+    ) -> Result<Vec<(IpAddr, Option<PortId>)>> {
+        let owners = self.addresses()?;
+        let owner = |ip: &IpAddr| {
+            let key = AddressKey { network, ip: IpAddress::from(*ip) };
+            Ok((*ip, found(owners.get(&key, 0), names::ADDRESSES)?))
+        };
+        ips.into_iter().map(owner).collect()
     }
 
     /// Every station of the hashed FDB.
@@ -188,16 +198,19 @@ impl Maps {
         Ok(self.stations_map()?.iter().flatten().collect())
     }
 
-    /// What one port has seen, over all CPUs.
-    pub fn counters(&self, id: PortId) -> Result<PortCounters> {
-        let values = self.counters_map()?.get(&u32::from(id.0), 0);
-        let values = values.map_err(|error| refused("read counters", error))?;
-        Ok(values.iter().fold(PortCounters::default(), |sum, cpu| PortCounters {
-            received: plus(sum.received, cpu.received),
-            sent: plus(sum.sent, cpu.sent),
-            flooded: sum.flooded + cpu.flooded,
-            answered: sum.answered + cpu.answered,
-        }))
+    /// What each of these ports has seen, over all CPUs, in their order.
+    pub fn counters(&self, ids: impl IntoIterator<Item = PortId>) -> Result<Vec<PortCounters>> {
+        let counters = self.counters_map()?;
+        let over_cpus = |id: PortId| {
+            let values = counters.get(&u32::from(id.0), 0).map_err(|error| refused("read counters", error))?;
+            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| PortCounters {
+                received: plus(sum.received, cpu.received),
+                sent: plus(sum.sent, cpu.sent),
+                flooded: sum.flooded + cpu.flooded,
+                answered: sum.answered + cpu.answered,
+            }))
+        };
+        ids.into_iter().map(over_cpus).collect()
     }
 
     /// Everything that was dropped, over all CPUs.

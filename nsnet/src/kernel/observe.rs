@@ -151,10 +151,8 @@ fn port_faults(host: &Host, expected: &Port, addresses: &[IpAddr], network: Netw
         Some(_) => faults.push("its port in the dataplane is another".to_owned()),
         None => faults.push("its port is not in the dataplane".to_owned()),
     }
-    for ip in addresses {
-        if maps.address(network, *ip)? != Some(expected.id()) {
-            faults.push(format!("address {ip} is not in the dataplane"));
-        }
-    }
+    let owners = maps.owners(network, addresses)?;
+    let lost = owners.iter().filter(|(_, owner)| *owner != Some(expected.id()));
+    faults.extend(lost.map(|(ip, _)| format!("address {ip} is not in the dataplane")));
     Ok(faults)
 }

@@ -93,11 +93,7 @@ fn add_namespace(name: &str) -> Result<()> {
         Ok(ns) => ns,
         Err(_not_there) => named::create(name)?,
     };
-    let netlink = Netlink::inside(&ns)?;
-    match netlink.link("lo")? {
-        Some(lo) => netlink.set_up(lo.index),
-        None => Ok(()),
-    }
+    Netlink::inside(&ns)?.set_loopback_up()
 }
 
 fn add_network(host: &Host, network: &Network) -> Result<()> {
@@ -115,9 +111,7 @@ fn add_network(host: &Host, network: &Network) -> Result<()> {
     for subnet in &network.subnets {
         host.netlink.add_address(link.index, with_prefix(subnet.gateway, &subnet.net)?)?;
     }
-    let unused =
-        host.netlink.link(&end)?.ok_or_else(|| KernelError::new(format!("find {end}"), nix::errno::Errno::ENODEV))?;
-    host.netlink.set_up(unused.index)?;
+    host.netlink.set_up(host.netlink.existing_link(&end)?.index)?;
     host.netlink.set_up(link.index)?;
 
     let maps = host.maps();
@@ -162,17 +156,13 @@ fn attach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
 fn configure_inside(ns: &NetNs, port: &Attachment, network: &Network) -> Result<()> {
     let netlink = Netlink::inside(ns)?;
     ns.run(|| set_ipv6(&port.inner, network.has_ipv6()))??;
-    let missing =
-        || KernelError::new(format!("find {} in namespace {}", port.inner, port.ns), nix::errno::Errno::ENODEV);
-    let link = netlink.link(&port.inner)?.ok_or_else(missing)?;
+    let link = netlink.existing_link(&port.inner)?;
     for ip in &port.ips {
         if let Some(subnet) = network.subnet_of(*ip) {
             netlink.add_address(link.index, with_prefix(*ip, &subnet.net)?)?;
         }
     }
-    if let Some(lo) = netlink.link("lo")? {
-        netlink.set_up(lo.index)?;
-    }
+    netlink.set_loopback_up()?;
     netlink.set_up(link.index)
 }
 

@@ -3,12 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{TcAttachType, links::LinkOrder};
 use nix::sched::{CloneFlags, unshare};
 use nsnet_common::layout::names;
 
-use super::dataplane::{open_object, program_in, refused};
+use super::dataplane::{Hook, open_object, program_in, put_on};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netlink::Netlink;
@@ -45,15 +43,6 @@ fn in_scratch(features: Features) -> Result<Trial> {
         let count = info.ok().and_then(|info| info.verified_instruction_count());
         instructions.extend(count.map(|count| (name, count)));
     }
-    let what = "attach a program to a veth";
-    let program = program_in(&mut ebpf, names::FROM_NAMESPACE)?;
-    let options = if features.tcx {
-        TcAttachOptions::TcxOrder(LinkOrder::default())
-    } else {
-        qdisc_add_clsact("trial").map_err(|error| refused(what, error))?;
-        TcAttachOptions::Netlink(NlOptions::default())
-    };
-    let attached = program.attach_with_options("trial", TcAttachType::Ingress, options);
-    attached.map_err(|error| refused(what, error))?;
+    put_on(program_in(&mut ebpf, names::FROM_NAMESPACE)?, features, end.name, Hook::Namespace)?;
     Ok(Trial { load, instructions })
 }

@@ -1,6 +1,6 @@
 //! A Linux bridge, to compare with: what nsnet replaces. Nothing but the lab ever makes one.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use ipnet::IpNet;
 use rtnetlink::LinkBridge;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -26,7 +26,7 @@ pub fn make(host: &NetNs, name: &str, members: &[(&NetNs, IpNet)]) -> Result<()>
     let netlink = Netlink::inside(host)?;
     let request = RouteNetlinkMessage::NewLink(LinkBridge::new(name).build());
     netlink.ask(request, NLM_F_CREATE | NLM_F_EXCL, format_args!("create bridge {name}"))?;
-    let bridge = netlink.link(name)?.context("the bridge is gone")?;
+    let bridge = netlink.existing_link(name)?;
     for (number, (member, address)) in members.iter().enumerate() {
         let port = VethSpec { name: &format!("{name}-{number}"), ..VethSpec::default() };
         let inner = VethSpec { name: MEMBER_INTERFACE, ..VethSpec::default() };
@@ -37,7 +37,7 @@ pub fn make(host: &NetNs, name: &str, members: &[(&NetNs, IpNet)]) -> Result<()>
         netlink.set_up(port.index)?;
 
         let inside = Netlink::inside(member)?;
-        let inner = inside.link(MEMBER_INTERFACE)?.context("the bridge member's interface is gone")?;
+        let inner = inside.existing_link(MEMBER_INTERFACE)?;
         inside.add_address(inner.index, *address)?;
         inside.set_up(inner.index)?;
     }

@@ -46,7 +46,7 @@ impl Lab {
         let outside = Netlink::inside(&wan)?;
         Netlink::inside(&host)?.create_veth(&end, &end, Some(&wan))?;
         for (netlink, ip) in [(&Netlink::inside(&host)?, HOST_IP), (&outside, WAN_IP)] {
-            let uplink = netlink.link("uplink")?.context("the lab's uplink is gone")?;
+            let uplink = netlink.existing_link("uplink")?;
             netlink.add_address(uplink.index, format!("{ip}/24").parse()?)?;
             netlink.set_up(uplink.index)?;
         }
@@ -58,9 +58,7 @@ impl Lab {
         let name = self.name(short);
         let ns = named::create(&name)?;
         self.made.push(name);
-        let netlink = Netlink::inside(&ns)?;
-        let lo = netlink.link("lo")?.context("a namespace without loopback")?;
-        netlink.set_up(lo.index)?;
+        Netlink::inside(&ns)?.set_loopback_up()?;
         ns.run(|| sysctl::write("net/ipv4/tcp_congestion_control", "reno"))??;
         Ok(ns)
     }
