@@ -23,6 +23,12 @@ impl Sum {
         Self(self.0 + u32::from(word))
     }
 
+    /// Adds another sum.
+    #[inline(always)]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Adds two bytes in their order on the wire.
     #[inline(always)]
     pub fn bytes(self, first: u8, second: u8) -> Self {
@@ -52,6 +58,92 @@ impl Sum {
     }
 }
 
+/// What bytes under a checksum change by: new minus old, in ones' complement (RFC 1624 equation 3).
+///
+/// Words are added as they lie in memory, in whatever byte order the machine has (RFC 1071 section 2(B)): that is how the
+/// kernel's helpers take it, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Delta(u32);
+
+impl Delta {
+    /// Two bytes at an even offset have changed.
+    #[inline(always)]
+    pub fn word(self, old: [u8; 2], new: [u8; 2]) -> Self {
+        self.add(!u32::from(u16::from_ne_bytes(old))).add(u32::from(u16::from_ne_bytes(new)))
+    }
+
+    /// Four bytes have changed.
+    #[inline(always)]
+    pub fn four(self, old: [u8; 4], new: [u8; 4]) -> Self {
+        self.add(!u32::from_ne_bytes(old)).add(u32::from_ne_bytes(new))
+    }
+
+    /// An address has changed; of an IPv4 address only the four bytes that are in packets count.
+    #[inline(always)]
+    pub fn address(self, old: IpAddress, new: IpAddress, is_v4: bool) -> Self {
+        if is_v4 {
+            return self.four(old.low(), new.low());
+        }
+        let IpAddress([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]) = old;
+        let IpAddress([aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk, ll, mm, nn, oo, pp]) = new;
+        self.four([a, b, c, d], [aa, bb, cc, dd])
+            .four([e, f, g, h], [ee, ff, gg, hh])
+            .four([i, j, k, l], [ii, jj, kk, ll])
+            .four([m, n, o, p], [mm, nn, oo, pp])
+    }
+
+    /// Both changes.
+    #[inline(always)]
+    pub fn and(self, other: Self) -> Self {
+        self.add(other.0)
+    }
+
+    /// The number that the kernel's checksum helpers take as a difference.
+    #[inline(always)]
+    #[must_use]
+    pub fn as_difference(self) -> u32 {
+        self.0
+    }
+
+    /// Whether it changes nothing; ones' complement has two zeros.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_zero(self) -> bool {
+        self.0 == 0 || self.0 == u32::MAX
+    }
+
+    /// The checksum field after the change.
+    #[inline(always)]
+    #[must_use]
+    pub fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
+        let Self(sum) = self.add(u32::from(!u16::from_ne_bytes(checksum)));
+        let once = (sum & 0xffff) + (sum >> 16);
+        let twice = (once & 0xffff) + (once >> 16);
+        (!(twice as u16)).to_ne_bytes()
+    }
+
+    /// The checksum field of UDP after the change: 0 says that there is none, and stays; a 0 that was computed is sent as
+    /// its other form (RFC 768).
+    #[inline(always)]
+    #[must_use]
+    pub fn apply_udp(self, checksum: [u8; 2]) -> [u8; 2] {
+        if checksum == [0; 2] {
+            return checksum;
+        }
+        match self.apply(checksum) {
+            [0, 0] => [0xff; 2],
+            sum => sum,
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, word: u32) -> Self {
+        let (sum, carry) = self.0.overflowing_add(word);
+        Self(sum + u32::from(carry))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +161,47 @@ mod tests {
         let ones = IpAddress([0xff; 16]);
         let sum = Sum::pseudo_header_v6(ones, IpAddress::UNSPECIFIED, 32, IpProtocol::ICMPV6);
         assert_eq!(sum.finish(), !(32 + 58));
+    }
+
+    fn sum_of(words: &[[u8; 2]]) -> [u8; 2] {
+        let sum = words.iter().fold(Sum::default(), |sum, [a, b]| sum.bytes(*a, *b));
+        sum.finish().to_be_bytes()
+    }
+
+    /// The update must end with what summing all anew ends with, for every old and new word.
+    #[test]
+    fn an_update_is_as_good_as_a_new_sum() {
+        let rest = [[0x12, 0x34], [0xff, 0xff], [0x00, 0x01]];
+        for new in 0..=u16::MAX {
+            let new = new.to_be_bytes();
+            for old in [[0, 0], [0xff, 0xff], [0x12, 0x35], [0x80, 0]] {
+                let before = sum_of(&[rest[0], rest[1], rest[2], old]);
+                let after = Delta::default().word(old, new).apply(before);
+                let anew = sum_of(&[rest[0], rest[1], rest[2], new]);
+                // Both zeros of ones' complement are the same sum; of all-zero data there is none here.
+                assert!(
+                    after == anew || (after, anew) == ([0xff; 2], [0; 2]),
+                    "{old:?} to {new:?}: {after:?} {anew:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_zero_of_udp() {
+        assert_eq!(Delta::default().word([1, 2], [3, 4]).apply_udp([0, 0]), [0, 0]);
+        // A sum that becomes 0 is written as ffff.
+        let delta = Delta::default().word([0, 1], [0, 2]);
+        assert_eq!(delta.apply([0, 1]), [0, 0]);
+        assert_eq!(delta.apply_udp([0, 1]), [0xff, 0xff]);
+        assert!(Delta::default().word([1, 2], [1, 2]).is_zero());
+    }
+
+    #[test]
+    fn addresses_change_as_their_words_do() {
+        let (old, new) = (IpAddress::v4([10, 1, 0, 2]), IpAddress::v4([198, 51, 100, 1]));
+        let by_words = Delta::default().word([10, 1], [198, 51]).word([0, 2], [100, 1]);
+        assert_eq!(Delta::default().address(old, new, true).apply([0x12, 0x34]), by_words.apply([0x12, 0x34]));
+        assert_eq!(Delta::default().address(old, new, false).apply([0x12, 0x34]), by_words.apply([0x12, 0x34]));
     }
 }

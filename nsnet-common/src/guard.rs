@@ -124,7 +124,7 @@ impl Sender<'_> {
         if ip.next_header() == IpProtocol::TCP {
             return Ok(());
         }
-        let upper = ip.upper_layer(frame)?;
+        let upper = ip.upper_layer(frame, tables)?;
         match upper.protocol {
             _ if !upper.is_here => Ok(()),
             IpProtocol::UDP => check_dhcp(frame, usize::from(upper.at), (547, 546), self.port),

@@ -1,15 +1,17 @@
 //! The tables in plain memory: for host tests, and for asking what the dataplane would do.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::layout::{
-    AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
-    StationKey, Traffic,
+    About, AddressKey, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey,
+    Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port,
+    PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole,
 };
-use crate::tables::Tables;
+use crate::packet::Packet;
+use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
 use crate::verdict::DropReason;
-use crate::wire::{IpAddress, Mac};
+use crate::wire::{IpAddress, IpProtocol, Mac};
 
 /// Every table of the dataplane, and a clock that stands still until told otherwise.
 #[derive(Default)]
@@ -28,6 +30,8 @@ pub struct MemoryTables {
     pub foreign: RefCell<HashMap<ForeignKey, Mac>>,
     /// Flood clocks.
     pub flood_clocks: RefCell<HashMap<PortId, u64>>,
+    /// Clocks of refusals.
+    pub refusal_clocks: RefCell<HashMap<PortId, u64>>,
     /// Counters of each port.
     pub counters: RefCell<BTreeMap<PortId, PortCounters>>,
     /// Counters of each port and reason.
@@ -36,11 +40,110 @@ pub struct MemoryTables {
     pub clock: Cell<u64>,
     /// Whether inserts fail.
     pub is_full: Cell<bool>,
+    /// By network id.
+    pub policies: HashMap<NetworkId, Policy>,
+    /// Uplinks by interface index.
+    pub uplinks: HashMap<u32, PortId>,
+    /// Flows that are not established yet.
+    pub young: RefCell<BTreeMap<FlowKey, Flow>>,
+    /// Established flows.
+    pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
+    /// Mapped endpoints.
+    pub mappings: RefCell<BTreeMap<MappingKey, Mapping>>,
+    /// What each port holds.
+    pub usage: RefCell<BTreeMap<PortId, Usage>>,
+    /// Published entries by their place.
+    pub publishes: Vec<Publish>,
+    /// Protocol, address and place of each published entry.
+    pub published: Vec<(u8, IpAddress, u32)>,
+    /// Flows made, by place.
+    pub publish_hits: RefCell<BTreeMap<u32, u64>>,
+    /// What first fragments said.
+    pub fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
+    /// What waits for a first fragment.
+    pub held: RefCell<BTreeMap<HeldKey, MemoryHeld>>,
+    /// What each port has waiting.
+    pub holding: RefCell<BTreeMap<PortId, Holding>>,
+    /// The host's routes: prefix, its length in bits of the address itself, what they say.
+    pub routes: Vec<(IpAddress, u32, Route, Hop)>,
+    /// Endpoints of the host's sockets.
+    pub sockets: HashSet<(u8, IpAddress, [u8; 2])>,
+    /// The key of the hash by which ports are chosen.
+    pub secret: u64,
+    /// Addresses of the host.
+    pub locals: HashSet<IpAddress>,
+    /// What redirected sockets asked for.
+    pub originals: RefCell<BTreeMap<OriginalKey, Original>>,
+}
+
+/// A fragment that waits: its packet, when it came, and its bytes.
+pub type MemoryHeld = (FragmentKey, u32, Vec<u8>);
+
+/// A flow in memory.
+#[derive(Clone, Copy)]
+pub struct MemoryFlow<'a> {
+    table: &'a RefCell<BTreeMap<FlowKey, Flow>>,
+    key: FlowKey,
+}
+
+impl MemoryFlow<'_> {
+    fn change(self, change: impl FnOnce(&mut Flow)) {
+        if let Some(flow) = self.table.borrow_mut().get_mut(&self.key) {
+            change(flow);
+        }
+    }
+}
+
+impl FlowEntry for MemoryFlow<'_> {
+    fn about(self) -> About {
+        self.table.borrow().get(&self.key).map_or(About::EMPTY, |flow| flow.about)
+    }
+
+    fn read(self, flow: &mut Flow) {
+        *flow = self.table.borrow().get(&self.key).copied().unwrap_or(Flow::EMPTY);
+    }
+
+    fn set_seen(self, now: u32) {
+        self.change(|flow| flow.about.seen = now);
+    }
+
+    fn set_state(self, state: FlowState, timeout: u32) {
+        self.change(|flow| (flow.about.state, flow.about.timeout) = (state, timeout));
+    }
+
+    fn set_tcp(self, next: u32, acknowledged: u32) {
+        self.change(|flow| (flow.about.next, flow.about.acknowledged) = (next, acknowledged));
+    }
+
+    fn set_hop(self, hop: &Hop) {
+        self.change(|flow| {
+            let about = &mut flow.about;
+            (about.out, about.mtu, about.to_mac, about.from_mac) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
+        });
+    }
 }
 
 impl MemoryTables {
     fn count(&self, port: PortId, change: impl FnOnce(&mut PortCounters)) {
         change(self.counters.borrow_mut().entry(port).or_default());
+    }
+
+    fn flows_of(&self, age: Age) -> &RefCell<BTreeMap<FlowKey, Flow>> {
+        match age {
+            Age::Young => &self.young,
+            Age::Grown => &self.flows,
+        }
+    }
+
+    fn insert<K: Ord, V>(&self, table: &RefCell<BTreeMap<K, V>>, key: K, value: V) -> Inserted {
+        if table.borrow().contains_key(&key) {
+            return Inserted::Exists;
+        }
+        if self.is_full.get() {
+            return Inserted::Full;
+        }
+        table.borrow_mut().insert(key, value);
+        Inserted::Yes
     }
 }
 
@@ -49,7 +152,9 @@ pub fn mapped_bits(ip: IpAddress, bits: u32) -> u32 {
     if ip.as_v4().is_some() { bits + MAPPED_IPV4_BITS } else { bits }
 }
 
-impl Tables for &MemoryTables {
+impl<'a> Tables for &'a MemoryTables {
+    type Flow = MemoryFlow<'a>;
+
     fn port(&self, id: PortId) -> Option<Port> {
         self.ports.get(&id).copied()
     }
@@ -63,10 +168,7 @@ impl Tables for &MemoryTables {
     }
 
     fn subnet(&self, ip: IpAddress) -> Option<NetworkId> {
-        let matches = |(prefix, bits, _): &&(IpAddress, u32, NetworkId)| {
-            let differing = u128::from_be_bytes(prefix.0) ^ u128::from_be_bytes(ip.0);
-            differing.leading_zeros() >= mapped_bits(*prefix, *bits)
-        };
+        let matches = |(prefix, bits, _): &&(IpAddress, u32, NetworkId)| is_within(ip, *prefix, *bits);
         let best = self.subnets.iter().filter(matches).max_by_key(|(prefix, bits, _)| mapped_bits(*prefix, *bits));
         best.map(|(_, _, network)| *network)
     }
@@ -107,6 +209,14 @@ impl Tables for &MemoryTables {
         self.flood_clocks.borrow_mut().insert(port, clock);
     }
 
+    fn refusal_clock(&self, port: PortId) -> u64 {
+        self.refusal_clocks.borrow().get(&port).copied().unwrap_or(0)
+    }
+
+    fn set_refusal_clock(&self, port: PortId, clock: u64) {
+        self.refusal_clocks.borrow_mut().insert(port, clock);
+    }
+
     fn now(&self) -> u64 {
         self.clock.get()
     }
@@ -135,4 +245,208 @@ impl Tables for &MemoryTables {
         let key = DropKey { port, reason: reason.code() };
         self.drops.borrow_mut().entry((key.port, key.reason)).or_default().add(length);
     }
+
+    fn count_passed(&self, uplink: PortId) {
+        self.count(uplink, |counters| counters.passed += 1);
+    }
+
+    fn seconds(&self) -> u32 {
+        (self.clock.get() / 1_000_000_000) as u32
+    }
+
+    fn policy(&self, id: NetworkId) -> Option<Policy> {
+        self.policies.get(&id).copied()
+    }
+
+    fn read_policy(&self, id: NetworkId, policy: &mut Policy) -> Result<(), DropReason> {
+        *policy = self.policy(id).ok_or(DropReason::UnknownPort)?;
+        Ok(())
+    }
+
+    fn flow(&self, age: Age, key: &FlowKey) -> Option<MemoryFlow<'a>> {
+        let tables: &'a MemoryTables = self;
+        let table = tables.flows_of(age);
+        table.borrow().contains_key(key).then_some(MemoryFlow { table, key: *key })
+    }
+
+    fn insert_flow(&self, age: Age, key: &FlowKey, flow: &Flow) -> Inserted {
+        self.insert(self.flows_of(age), *key, *flow)
+    }
+
+    fn remove_flow(&self, age: Age, key: &FlowKey) -> bool {
+        self.flows_of(age).borrow_mut().remove(key).is_some()
+    }
+
+    fn reclaim(&self, table: Reclaim) {
+        let now = self.seconds();
+        if table == Reclaim::Mappings {
+            let dead = |_: &MappingKey, mapping: &mut Mapping| !mapping.is_alive(now);
+            for (key, mapping) in self.mappings.borrow_mut().extract_if(.., dead) {
+                self.add_usage(mapping.owner, 0, if key.side == NetworkId::OUTSIDE { -1 } else { 0 });
+            }
+            return;
+        }
+        let is_dead =
+            |key: &FlowKey, flow: &Flow| key.is_v4() == (table == Reclaim::Flows4) && !flow.about.is_alive(now);
+        let dead: Vec<(FlowKey, Flow)> = self
+            .flows
+            .borrow()
+            .iter()
+            .filter(|(key, flow)| is_dead(key, flow))
+            .map(|(key, flow)| (*key, *flow))
+            .collect();
+        for (key, flow) in dead {
+            crate::conntrack::end(&key, &flow, Age::Grown, *self);
+        }
+    }
+
+    fn mapping(&self, key: &MappingKey) -> Option<Mapping> {
+        self.mappings.borrow().get(key).copied()
+    }
+
+    fn insert_mapping(&self, key: &MappingKey, mapping: &Mapping) -> Inserted {
+        self.insert(&self.mappings, *key, *mapping)
+    }
+
+    fn refresh_mapping(&self, key: &MappingKey, until: u32) {
+        if let Some(mapping) = self.mappings.borrow_mut().get_mut(key) {
+            mapping.until = until;
+        }
+    }
+
+    fn remove_mapping(&self, key: &MappingKey) -> bool {
+        self.mappings.borrow_mut().remove(key).is_some()
+    }
+
+    fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
+        let mut usage = self.usage.borrow_mut();
+        let held = usage.entry(owner).or_default();
+        held.flows = held.flows.wrapping_add_signed(flows);
+        held.ports = held.ports.wrapping_add_signed(ports);
+    }
+
+    fn usage(&self, owner: PortId) -> Usage {
+        self.usage.borrow().get(&owner).copied().unwrap_or_default()
+    }
+
+    fn published(&self, protocol: IpProtocol, ip: IpAddress, port: u16) -> Option<u32> {
+        let fits = |(of_protocol, at, place): &&(u8, IpAddress, u32)| {
+            *of_protocol == protocol.0
+                && *at == ip
+                && self.publish(*place).is_some_and(|entry| entry.target_port(port).is_some())
+        };
+        self.published.iter().find(fits).map(|(_, _, place)| *place)
+    }
+
+    fn publish(&self, place: u32) -> Option<Publish> {
+        self.publishes.get(place as usize).copied()
+    }
+
+    fn count_publish_hit(&self, place: u32) {
+        *self.publish_hits.borrow_mut().entry(place).or_default() += 1;
+    }
+
+    fn route(&self, _from: u32, key: &FlowKey, hop: &mut Hop) -> Route {
+        // An IPv4 address in an IPv6 packet is none (RFC 4291 section 2.5.5.2), and finds no route of IPv4.
+        let matches = |(prefix, bits, ..): &&(IpAddress, u32, Route, Hop)| {
+            prefix.as_v4().is_some() == key.is_v4() && is_within(key.destination, *prefix, *bits)
+        };
+        let best = self.routes.iter().filter(matches).max_by_key(|(prefix, bits, ..)| mapped_bits(*prefix, *bits));
+        let Some((_, _, route, found)) = best else {
+            // As bpf_fib_lookup() has it: no route at all is the same answer as "it is the host's own"
+            // (BPF_FIB_LKUP_RET_NOT_FWDED, bpf_ipv4_fib_lookup() in net/core/filter.c).
+            return Route::Local;
+        };
+        *hop = *found;
+        *route
+    }
+
+    fn has_socket(&self, key: &FlowKey) -> bool {
+        self.sockets.contains(&(key.protocol().0, key.destination, key.destination_port))
+    }
+
+    fn keyed_hash(&self, key: &FlowKey, turn: u32) -> u32 {
+        crate::hash::keyed_hash(self.secret, key, turn)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn holding(&self, port: PortId) -> Holding {
+        self.holding.borrow().get(&port).copied().unwrap_or_default()
+    }
+
+    fn set_holding(&self, port: PortId, holding: Holding) {
+        self.holding.borrow_mut().insert(port, holding);
+    }
+
+    fn hold(&self, place: HeldKey, key: &FragmentKey, seen: u32, frame: &impl Packet) -> bool {
+        let bytes: Option<Vec<u8>> = (0..frame.len() as usize).map(|at| frame.view::<u8>(at).copied()).collect();
+        let mut held = self.held.borrow_mut();
+        match bytes {
+            Some(bytes) if bytes.len() <= HELD_BYTES && held.len() < MAX_HELD as usize => {
+                held.insert(place, (*key, seen, bytes));
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    fn held(&self, place: HeldKey) -> Option<(FragmentKey, u32)> {
+        self.held.borrow().get(&place).map(|(key, seen, _)| (*key, *seen))
+    }
+
+    fn let_go(&self, place: HeldKey, frame: &mut impl Packet) -> bool {
+        let Some((_, _, bytes)) = self.held.borrow_mut().remove(&place) else { return false };
+        let mut whole = Whole { bytes: [0; _] };
+        let Some(room) = whole.bytes.get_mut(..bytes.len()) else { return false };
+        room.copy_from_slice(&bytes);
+        frame.refill(0, &whole, 0, bytes.len() as u16).is_some()
+    }
+
+    fn free(&self, place: HeldKey) -> bool {
+        self.held.borrow_mut().remove(&place).is_some()
+    }
+
+    fn take_back_received(&self, port: PortId, length: u32) {
+        self.count(port, |counters| counters.received.take_back(length));
+    }
+
+    fn take_back_dropped(&self, port: PortId, reason: DropReason, length: u32) {
+        self.drops.borrow_mut().entry((port, reason.code())).or_default().take_back(length);
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<PortId> {
+        self.uplinks.get(&ifindex).copied()
+    }
+
+    fn is_local(&self, ip: IpAddress) -> bool {
+        self.locals.contains(&ip)
+    }
+
+    fn any_local<F: FnMut(IpAddress) -> bool>(&self, is_it: &mut F) -> bool {
+        self.locals.iter().any(|ip| is_it(*ip))
+    }
+
+    fn original(&self, key: &OriginalKey) -> Option<Original> {
+        self.originals.borrow().get(key).copied()
+    }
+
+    fn set_original(&self, key: &OriginalKey, original: &Original) {
+        self.originals.borrow_mut().insert(*key, *original);
+    }
+
+    fn forget_original(&self, key: &OriginalKey) {
+        self.originals.borrow_mut().remove(key);
+    }
+}
+
+fn is_within(ip: IpAddress, prefix: IpAddress, bits: u32) -> bool {
+    let differing = u128::from_be_bytes(prefix.0) ^ u128::from_be_bytes(ip.0);
+    differing.leading_zeros() >= mapped_bits(prefix, bits)
 }

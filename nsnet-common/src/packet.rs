@@ -6,7 +6,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::layout::Port;
+use crate::checksum::Delta;
+#[cfg(any(test, feature = "std"))]
+use crate::layout::WHOLE_BYTES;
+use crate::layout::{Port, Whole};
 
 /// A type that is laid out as on the wire: any bytes are a valid value, any address will do.
 pub trait Wire: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned {}
@@ -30,11 +33,41 @@ pub trait Packet {
     /// Not for fields under a transport checksum: a local frame's checksum may be partial, only the kernel knows.
     fn write<T: Wire>(&mut self, at: usize, value: &T) -> Option<()>;
 
+    /// Changes the transport checksum `at` by what changed under it: addresses of the pseudo-header, and bytes of the
+    /// message itself. A local frame's checksum may be partial, which covers the pseudo-header only: the two are apart
+    /// because of that.
+    fn change_checksum(&mut self, at: usize, pseudo_header: Delta, message: Delta, is_udp: bool) -> Option<()>;
+
     /// Whether a VLAN tag travels beside the frame (the kernel takes the outer tag out of the bytes).
     fn has_tag_aside(&self) -> bool;
 
     /// Bytes of payload in each segment of a GSO frame; 0 for a frame that is already one segment.
     fn gso_size(&self) -> u32;
+
+    /// Cuts the frame to its first `length` bytes, which must not be more than it has. It is one segment afterwards.
+    ///
+    /// `None` when that cannot be done; the headers that the core reads can be read again then.
+    fn cut(&mut self, length: u32) -> Option<()>;
+
+    /// Makes room between the Ethernet header and what follows: `room` bytes, whose value is not said.
+    fn make_room(&mut self, room: u32) -> Option<()>;
+
+    /// Copies the frame to the start of `whole`, with at least three zeros behind it; `None` when it is too long.
+    fn copy_out(&self, whole: &mut Whole) -> Option<()>;
+
+    /// Makes the frame one whose content is ours to write: what is in `whole` is all that is left of it. When the kernel was
+    /// to fill in a transport checksum, that is done in `whole`: its header is at `at`, the field at `checksum_at`, or 0
+    /// where it is not known.
+    ///
+    /// `None` when that cannot be done; the frame is as it was.
+    fn give_up(&mut self, whole: &mut Whole, at: usize, checksum_at: usize) -> Option<()>;
+
+    /// Makes the frame one of `header` bytes, whose value is not said, and `length` bytes of `whole` from `at` on, at least
+    /// one and not more than [`PIECE_BYTES`](crate::layout::PIECE_BYTES).
+    fn refill(&mut self, header: usize, whole: &Whole, at: u16, length: u16) -> Option<()>;
+
+    /// Has a copy of the frame come in where the frame came in; `false` when it is lost.
+    fn come_again(&mut self) -> bool;
 
     /// Sends a copy to `port`, leaving the frame as it is.
     fn copy_to(&mut self, port: &Port);
@@ -52,6 +85,8 @@ pub struct Buffer {
     pub gso_size: u32,
     /// The ports that got a copy, in order.
     pub copies: std::vec::Vec<crate::layout::PortId>,
+    /// The frames that are to come in again, in order.
+    pub again: std::vec::Vec<std::vec::Vec<u8>>,
 }
 
 #[cfg(any(test, feature = "std"))]
@@ -76,12 +111,60 @@ impl Packet for Buffer {
         value.write_to_prefix(self.bytes.get_mut(at..)?).ok()
     }
 
+    fn change_checksum(&mut self, at: usize, pseudo_header: Delta, message: Delta, is_udp: bool) -> Option<()> {
+        let old = *self.view::<[u8; 2]>(at)?;
+        let change = pseudo_header.and(message);
+        let new = if is_udp { change.apply_udp(old) } else { change.apply(old) };
+        self.write(at, &new)
+    }
+
     fn has_tag_aside(&self) -> bool {
         self.tag_aside
     }
 
     fn gso_size(&self) -> u32 {
         self.gso_size
+    }
+
+    fn cut(&mut self, length: u32) -> Option<()> {
+        self.bytes.get(..length as usize)?;
+        self.bytes.truncate(length as usize);
+        self.gso_size = 0;
+        Some(())
+    }
+
+    fn make_room(&mut self, room: u32) -> Option<()> {
+        const AT: usize = crate::wire::Ethernet::LEN;
+        self.bytes.get(..AT)?;
+        self.bytes.splice(AT..AT, (0..room).map(|_| 0));
+        Some(())
+    }
+
+    fn copy_out(&self, whole: &mut Whole) -> Option<()> {
+        let length = self.bytes.len();
+        if length > WHOLE_BYTES {
+            return None;
+        }
+        whole.bytes.get_mut(..length)?.copy_from_slice(&self.bytes);
+        whole.bytes.get_mut(length..length + 3)?.fill(0);
+        Some(())
+    }
+
+    fn give_up(&mut self, _whole: &mut Whole, _at: usize, _checksum_at: usize) -> Option<()> {
+        // No checksum is partial here.
+        Some(())
+    }
+
+    fn refill(&mut self, header: usize, whole: &Whole, at: u16, length: u16) -> Option<()> {
+        let at = usize::from(at);
+        self.bytes.resize(header, 0);
+        self.bytes.extend_from_slice(whole.bytes.get(at..at + usize::from(length))?);
+        Some(())
+    }
+
+    fn come_again(&mut self) -> bool {
+        self.again.push(self.bytes.clone());
+        true
     }
 
     fn copy_to(&mut self, port: &Port) {

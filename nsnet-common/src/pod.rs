@@ -9,10 +9,11 @@ mod user {
     use zerocopy::{FromBytes, Immutable, IntoBytes};
 
     use crate::layout::{
-        AddressKey, DropKey, ForeignKey, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey,
-        SubnetKey, Traffic,
+        AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding,
+        Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish,
+        PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage,
     };
-    use crate::wire::Mac;
+    use crate::wire::{IpAddress, Mac};
 
     const fn plain_bytes<T: Copy + 'static + FromBytes + IntoBytes + Immutable>() {}
 
@@ -25,5 +26,6 @@ mod user {
     }
 
     pod!(AddressKey, DropKey, ForeignKey, Mac, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey);
-    pod!(SubnetKey, Traffic);
+    pod!(SubnetKey, Traffic, Flow, Flow4, FlowKey, FlowKey4, Mapping, MappingKey, Policy, Publish, PublishedKey, Usage);
+    pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding);
 }

@@ -20,6 +20,7 @@ pub fn forward(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: imp
     check_ethertype(eth)?;
     match port_of(eth.destination, from, tables) {
         Some(to) if to.id() == from.id() => Err(DropReason::SamePort),
+        Some(to) if to.is_host() && is_ip(eth) => Ok(Verdict::Route),
         Some(to) => deliver(frame, from, &to, tables),
         None => flood(frame, from, Audience::Learning, tables),
     }
@@ -52,6 +53,11 @@ fn check_ethertype(eth: &Ethernet) -> Result<(), DropReason> {
         EtherType::IPV4 | EtherType::ARP | EtherType::IPV6 => Ok(()),
         _ => Err(DropReason::EtherType),
     }
+}
+
+#[inline(always)]
+fn is_ip(eth: &Ethernet) -> bool {
+    matches!(eth.ethertype(), EtherType::IPV4 | EtherType::IPV6)
 }
 
 /// The port of the same network that has this MAC: by the number in the MAC (an array lookup), else by the hashed FDB.

@@ -13,6 +13,45 @@ pub enum Verdict {
     Deliver(Egress),
     /// Every port of the network that should have one has got a copy; the original is done with.
     Flooded,
+    /// It goes to the gateway: [`routed`](crate::path::routed) says what becomes of it.
+    Route,
+    /// It is an ICMP error: [`related`](crate::path::related) finds the flow that it is about.
+    Relate,
+    /// It belongs to no flow: [`opened`](crate::path::opened) says whether it opens one.
+    Open,
+    /// It is a fragment: [`fragmented`](crate::path::fragmented) finds what its packet's first one did.
+    Fragment,
+    /// It is too long for the way out, but may be cut: [`cut`](crate::path::cut) does.
+    Cut,
+    /// It, or what it was made of, will come in once more. The frame at hand is done with.
+    Again,
+    /// It is dropped and counted, and the sender is to be told: [`refused`](crate::path::refused) does.
+    Refuse(DropReason),
+    /// It is none of ours: the host's own stack gets it.
+    Pass,
+}
+
+/// A packet that is dropped with an ICMP error to its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: DropReason,
+    /// The longest packet that would pass, when that is the reason.
+    pub mtu: u16,
+}
+
+impl Refusal {
+    /// The refusal as a number, for a place that holds but a number.
+    #[inline(always)]
+    pub fn as_word(self) -> u32 {
+        u32::from(self.reason.code()) | u32::from(self.mtu) << 16
+    }
+
+    /// The refusal of a number.
+    #[inline(always)]
+    pub fn from_word(word: u32) -> Option<Self> {
+        Some(Self { reason: DropReason::from_code(word as u16)?, mtu: (word >> 16) as u16 })
+    }
 }
 
 /// The way out to a port.
@@ -22,6 +61,10 @@ pub enum Egress {
     Namespace(PortId),
     /// Up into the host, as if received on the network's own interface.
     Host(PortId),
+    /// Out of the uplink with this interface index; the Ethernet header is written.
+    Uplink(u32),
+    /// Out of the uplink with this interface index; the kernel is to find the neighbour.
+    Neighbour(u32),
 }
 
 impl Egress {
@@ -86,6 +129,27 @@ drop_reasons! {
     OtherNetwork = 24, "other-network", "The destination belongs to another network.";
     LoopbackDestination = 25, "loopback-destination", "The destination is a loopback address.";
     FloodLimit = 26, "flood-limit", "The port has had more frames flooded than it may in this time.";
+    TtlExceeded = 27, "ttl-exceeded", "The TTL or hop limit does not reach beyond the gateway.";
+    NoRoute = 28, "no-route", "The host has no route to the destination.";
+    InternalNetwork = 29, "internal-network", "The network is internal: nothing leaves it.";
+    Martian = 30, "martian", "The source or destination is an address that is never routed.";
+    SourceRoute = 31, "source-route", "The packet has a source route option, or options that cannot be read.";
+    NoConnection = 32, "no-connection", "The TCP segment belongs to no connection and opens none.";
+    PortsExhausted = 33, "ports-exhausted", "No external port is free for a new flow.";
+    FlowQuota = 34, "flow-quota", "The namespace has as many established flows as it may.";
+    PortQuota = 35, "port-quota", "The namespace holds as many external ports as it may.";
+    NoMapping = 36, "no-mapping", "The packet is to a port of the NAT pool that no flow has.";
+    DirectAccess = 37, "direct-access", "A packet from outside is to a namespace's own address and belongs to no flow.";
+    BadTransport = 38, "bad-transport", "The transport header contradicts itself or the packet's length.";
+    IcmpUnrelated = 39, "icmp-unrelated", "The ICMP error is about a packet of no flow, or is damaged.";
+    IcmpType = 40, "icmp-type", "The ICMP message is of a type that is not routed.";
+    FragmentUnknown = 41, "fragment-unknown", "The fragment's first part never came, or came too late.";
+    FragmentTiny = 42, "fragment-tiny", "The first fragment does not hold the whole transport header, or a later one overlaps it.";
+    Protocol = 43, "protocol", "The protocol cannot be translated for a second namespace to the same destination.";
+    FragmentationNeeded = 44, "fragmentation-needed", "The packet is longer than the way on takes, and must not be cut.";
+    NoUplink = 45, "no-uplink", "The route leads out of an interface that is no uplink of the network.";
+    AddressChanged = 46, "address-changed", "The host no longer has the address that the flow was given.";
+    OwnSource = 47, "own-source", "A packet from outside claims to come from a namespace.";
 }
 
 impl DropReason {
@@ -96,8 +160,10 @@ impl DropReason {
     }
 
     /// The reason of a code, if there is such a reason.
+    ///
+    /// By its place, not by a search: to the verifier each comparison of a search is a way of its own.
     pub fn from_code(code: u16) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| reason.code() == code)
+        Self::ALL.get(usize::from(code).wrapping_sub(1)).copied().filter(|reason| reason.code() == code)
     }
 }
 

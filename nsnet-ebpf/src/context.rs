@@ -2,22 +2,36 @@
 
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_redirect, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_store_bytes, bpf_tail_call,
 };
 use aya_ebpf::programs::TcContext;
-use nsnet_common::layout::{Port, PortId};
+use nsnet_common::checksum::Delta;
+use nsnet_common::layout::{PIECE_BYTES, Port, PortId, WHOLE_BYTES, Whole};
 use nsnet_common::packet::{Packet, Wire};
+use nsnet_common::tables::Tables;
+use nsnet_common::verdict::{DropReason, Refusal};
 use nsnet_common::wire::ipv4::Ipv4;
 use nsnet_common::wire::ipv6::Ipv6;
 use nsnet_common::wire::transport::{Tcp, Udp};
 use nsnet_common::wire::{EtherType, Ethernet, IpProtocol};
 
+use crate::maps::{Maps, STAGES, scratch};
+use crate::outcome::DROP;
+
 /// Whether `bpf_redirect_peer` may be used; set by the loader. The verifier removes the branch not taken, so a kernel
 /// without the helper (before 5.10) never sees the call.
 #[unsafe(no_mangle)]
 static USE_REDIRECT_PEER: u8 = 1;
+
+/// Whether a redirected frame's type is ours to set; set by the loader. Since Linux 6.16 `bpf_redirect_peer` does it
+/// (commit c43272299488, "bpf: Scrub packet on bpf_redirect_peer").
+#[unsafe(no_mangle)]
+static SET_PACKET_TYPE: u8 = 1;
 
 const PACKET_HOST: u32 = 0;
 
@@ -63,6 +77,25 @@ impl TcFrame {
             let data_end = core::ptr::read_volatile(&raw const (*self.skb).data_end);
             (data as usize, data_end as usize)
         }
+    }
+
+    /// The same for a frame that another program has looked at already.
+    #[inline(always)]
+    pub(crate) fn again(ctx: TcContext, hook: Hook) -> Self {
+        let TcContext { skb } = ctx;
+        Self { skb: skb.skb, hook }
+    }
+
+    /// The tables, as seen with this frame.
+    #[inline(always)]
+    pub(crate) fn maps(&self) -> Maps {
+        Maps { skb: self.skb }
+    }
+
+    /// The interface that the frame is at.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.skb().ifindex
     }
 
     /// The port whose interface the frame is at.
@@ -122,7 +155,9 @@ impl TcFrame {
             // SAFETY: the context is valid and no view is held (&mut self).
             unsafe {
                 // The type was set for the host's end of the veth, to which the frame is another host's.
-                bpf_skb_change_type(self.skb, PACKET_HOST);
+                if core::ptr::read_volatile(&raw const SET_PACKET_TYPE) != 0 {
+                    bpf_skb_change_type(self.skb, PACKET_HOST);
+                }
                 // Not cleared by redirect_peer: a mark set by another program on this hook is the host's affair.
                 (*self.skb).mark = 0;
                 return bpf_redirect_peer(port.ifindex(), 0) as i32;
@@ -130,6 +165,56 @@ impl TcFrame {
         }
         // SAFETY: takes no pointer.
         unsafe { bpf_redirect(port.ifindex(), 0) as i32 }
+    }
+
+    /// Sends the frame out of an uplink as it is.
+    #[inline(always)]
+    pub(crate) fn redirect_to_uplink(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: takes no pointer.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Sends the packet out of an uplink to the next hop that the kernel finds, whose MAC it asks for if need be.
+    #[inline(always)]
+    pub(crate) fn redirect_to_neighbour(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: no parameters are passed, so the kernel reads none.
+        unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+    }
+
+    /// Goes on with the program at `stage`. Comes back only when there is none.
+    #[inline(always)]
+    pub(crate) fn go_on(&mut self, stage: u32) -> i32 {
+        // SAFETY: the context and the map are valid.
+        unsafe { bpf_tail_call(self.skb.cast(), (&raw const STAGES).cast_mut().cast(), stage) };
+        DROP
+    }
+
+    /// Notes why the frame is refused where the called program finds it: the frame's control block, which is ours
+    /// between programs.
+    #[inline(always)]
+    pub(crate) fn keep(&mut self, reason: DropReason) {
+        // SAFETY: the context is valid; nothing reads it meanwhile.
+        unsafe { (*self.skb).cb[0] = Refusal { reason, mtu: 0 }.as_word() };
+    }
+
+    /// The port or uplink that the frame came in by.
+    #[inline(always)]
+    pub(crate) fn came_by(&self) -> Option<PortId> {
+        match self.port() {
+            PortId::NONE => self.maps().uplink(self.ifindex()),
+            port => Some(port),
+        }
+    }
+
+    /// What [`TcFrame::keep`] noted, and where the frame came in.
+    #[inline(always)]
+    pub(crate) fn refusal(&self) -> Option<(PortId, Refusal)> {
+        let mut refusal = Refusal::from_word(self.skb().cb[0])?;
+        if refusal.mtu == 0 {
+            // A test says it with the reason; else it is as route::send() left it.
+            refusal.mtu = scratch()?.longest;
+        }
+        Some((self.came_by()?, refusal))
     }
 
     /// Ends a frame whose copies are on their way. At egress TC_ACT_SHOT is reported to the sender as ENOBUFS, and tcx
@@ -163,6 +248,12 @@ impl Packet for TcFrame {
 
     #[inline(always)]
     fn view<T: Wire>(&self, at: usize) -> Option<&T> {
+        // The verifier knows an offset's bound only from a comparison, and takes none near 64 KB (MAX_PACKET_OFF).
+        // Headers end long before. A constant offset costs nothing here.
+        const FARTHEST: usize = 0x3fff;
+        if at > FARTHEST {
+            return None;
+        }
         let (data, data_end) = self.bounds();
         let start = data + at;
         if start + size_of::<T>() > data_end {
@@ -183,6 +274,24 @@ impl Packet for TcFrame {
         (status == 0).then_some(())
     }
 
+    /// By the helper that knows whether the sum is partial (inet_proto_csum_replace_by_diff()), and how UDP's zero is meant.
+    #[inline(always)]
+    fn change_checksum(&mut self, at: usize, pseudo_header: Delta, message: Delta, is_udp: bool) -> Option<()> {
+        let kind = if is_udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let mut status = 0;
+        // With 0 for the old value and for the size, the new value is a difference.
+        if !pseudo_header.is_zero() {
+            let (difference, flags) = (u64::from(pseudo_header.as_difference()), kind | u64::from(BPF_F_PSEUDO_HDR));
+            // SAFETY: the context is valid and no view is held (&mut self); the helper checks the frame's length.
+            status |= unsafe { bpf_l4_csum_replace(self.skb, at as u32, 0, difference, flags) };
+        }
+        if !message.is_zero() {
+            // SAFETY: as above.
+            status |= unsafe { bpf_l4_csum_replace(self.skb, at as u32, 0, u64::from(message.as_difference()), kind) };
+        }
+        (status == 0).then_some(())
+    }
+
     #[inline(always)]
     fn has_tag_aside(&self) -> bool {
         self.skb().vlan_present != 0
@@ -193,6 +302,78 @@ impl Packet for TcFrame {
         self.skb().gso_size
     }
 
+    /// By the helper that is made for "replies with control messages": it brings the whole frame into the linear part, to
+    /// which the verifier has access, and takes it out of GSO. It refuses to cut into a partial checksum's field.
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the context is valid and no view is held (&mut self).
+        let status = unsafe { bpf_skb_change_tail(self.skb, length, 0) };
+        (status == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, room: u32) -> Option<()> {
+        // SAFETY: the context is valid and no view is held (&mut self).
+        let status = unsafe { bpf_skb_adjust_room(self.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) };
+        (status == 0).then_some(())
+    }
+
+    #[inline(never)]
+    fn copy_out(&self, whole: &mut Whole) -> Option<()> {
+        let length = self.len();
+        if length == 0 || length >= WHOLE_BYTES as u32 {
+            return None;
+        }
+        // SAFETY: `whole` has room for WHOLE_BYTES, which `length` does not exceed.
+        let status = unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, whole.bytes.as_mut_ptr().cast(), length) };
+        let end = length as usize & (WHOLE_BYTES - 1);
+        whole.bytes.get_mut(end..end + 3)?.fill(0);
+        (status == 0).then_some(())
+    }
+
+    /// Whether a checksum is partial no helper tells. But the kernel does not cut a frame into its field: one that can be
+    /// cut behind the first byte of the transport header has none.
+    ///
+    /// Nor is there a helper to say that it is filled in. But a frame from whose front everything is taken up to where the
+    /// sum begins has none to fill in any more: the kernel notes that when the next bytes are taken (skb_postpull_rcsum()).
+    #[inline(never)]
+    fn give_up(&mut self, whole: &mut Whole, at: usize, checksum_at: usize) -> Option<()> {
+        // SAFETY: the context is valid and no view is held (&mut self).
+        if unsafe { bpf_skb_change_tail(self.skb, at as u32 + 1, 0) } == 0 {
+            return Some(());
+        }
+        if checksum_at == 0 {
+            return None;
+        }
+        fill_in(whole, at, checksum_at, self.len())?;
+        // More than what is in front of a sum: Ethernet's, IPv4's and a part of the transport header.
+        const FRONT: i32 = -64;
+        // SAFETY: as above. Where the first one can be taken away the second one can: the frame is long enough.
+        let status = unsafe {
+            bpf_skb_adjust_room(self.skb, FRONT, BPF_ADJ_ROOM_MAC, 0)
+                | bpf_skb_adjust_room(self.skb, FRONT, BPF_ADJ_ROOM_MAC, 0)
+        };
+        (status == 0).then_some(())
+    }
+
+    #[inline(never)]
+    fn refill(&mut self, header: usize, whole: &Whole, at: u16, length: u16) -> Option<()> {
+        let (at, length) = (usize::from(at) & (WHOLE_BYTES - 1), u32::from(length) & LONGEST_PIECE);
+        if length == 0 {
+            return None;
+        }
+        // SAFETY: the context is valid, no view is held (&mut self), and what begins below WHOLE_BYTES has room for the
+        // longest piece.
+        unsafe { refill(self.skb, header as u32, whole.bytes.as_ptr().add(at), length) }.then_some(())
+    }
+
+    /// By the backlog of this CPU, behind what is in it already.
+    #[inline(always)]
+    fn come_again(&mut self) -> bool {
+        // SAFETY: the context is valid and no view is held (&mut self).
+        unsafe { bpf_clone_redirect(self.skb, (*self.skb).ifindex, u64::from(BPF_F_INGRESS)) == 0 }
+    }
+
     #[inline(always)]
     fn copy_to(&mut self, port: &Port) {
         let flags = if port.is_host() { u64::from(BPF_F_INGRESS) } else { 0 };
@@ -200,4 +381,56 @@ impl Packet for TcFrame {
         // just going down) is lost like on any wire.
         unsafe { bpf_clone_redirect(self.skb, port.id().ifindex(), flags) };
     }
+}
+
+/// What bounds the length of a piece, for the verifier.
+const LONGEST_PIECE: u32 = 2047;
+const _: () =
+    assert!(PIECE_BYTES <= LONGEST_PIECE as usize && size_of::<Whole>() >= WHOLE_BYTES + LONGEST_PIECE as usize);
+
+/// Makes the frame one of `header` bytes, as they happen to be, and the `length` bytes at `from`.
+///
+/// # Safety
+/// The context is valid and no view is held; the bytes are there, and at least one.
+#[inline(always)]
+pub(crate) unsafe fn refill(skb: *mut __sk_buff, header: u32, from: *const u8, length: u32) -> bool {
+    // The sum over the whole frame that a NIC has made goes with the bytes.
+    let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+    // SAFETY: the caller's.
+    unsafe {
+        bpf_skb_change_tail(skb, header + length, 0) == 0
+            && bpf_skb_store_bytes(skb, header, from.cast(), length, flags) == 0
+    }
+}
+
+/// Fills in the checksum at `checksum_at` of the frame in `whole`, which is `length` long: the field holds the sum over the
+/// pseudo-header, and what is to be summed begins at `at` (skb_checksum_help(), net/core/dev.c).
+#[inline(always)]
+fn fill_in(whole: &mut Whole, at: usize, checksum_at: usize, length: u32) -> Option<()> {
+    // As much as the helper took at a time before Linux 6.13.
+    const CHUNK: u32 = 512;
+    let mut sum = 0;
+    let mut from = at as u32;
+    for _ in 0..=WHOLE_BYTES as u32 / CHUNK {
+        if from >= length {
+            break;
+        }
+        // In words; behind the frame there are zeros.
+        let size = ((length - from + 3) & !3).min(CHUNK);
+        let start = from as usize & (WHOLE_BYTES - 1);
+        // SAFETY: what begins below WHOLE_BYTES has room for a chunk.
+        sum = unsafe {
+            let chunk = whole.bytes.as_mut_ptr().add(start).cast();
+            bpf_csum_diff(core::ptr::null_mut(), 0, chunk, size, sum)
+        } as u32;
+        from += CHUNK;
+    }
+    let once = (sum & 0xffff) + (sum >> 16);
+    let twice = (once & 0xffff) + (once >> 16);
+    let checksum = match !(twice as u16) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    whole.bytes.get_mut(checksum_at..checksum_at + 2)?.copy_from_slice(&checksum.to_ne_bytes());
+    Some(())
 }

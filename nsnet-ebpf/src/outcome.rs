@@ -1,9 +1,13 @@
 //! What the core decided becomes what the hook does.
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use nsnet_common::layout::names;
 use nsnet_common::verdict::{DropReason, Egress, Outcome, Verdict};
 
 use crate::context::TcFrame;
+
+/// The action that ends a frame.
+pub(crate) const DROP: i32 = TC_ACT_SHOT;
 
 /// The TC action of an outcome. The core has counted it already.
 #[inline(always)]
@@ -11,10 +15,24 @@ pub(crate) fn act(frame: &mut TcFrame, outcome: Outcome) -> i32 {
     match outcome {
         Ok(Verdict::Deliver(Egress::Namespace(port))) => frame.redirect_to_namespace(port),
         Ok(Verdict::Deliver(Egress::Host(port))) => frame.redirect_to_host(port),
-        Ok(Verdict::Flooded) => frame.consume(),
+        Ok(Verdict::Deliver(Egress::Uplink(ifindex))) => frame.redirect_to_uplink(ifindex),
+        Ok(Verdict::Deliver(Egress::Neighbour(ifindex))) => frame.redirect_to_neighbour(ifindex),
+        Ok(Verdict::Flooded | Verdict::Again) => frame.consume(),
+        // To the next program on this hook, and then to the host's stack.
+        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
+        // These only come back when the called program is missing: then the frame ends here.
+        Ok(Verdict::Route) => frame.go_on(names::ROUTED_STAGE),
+        Ok(Verdict::Relate) => frame.go_on(names::RELATED_STAGE),
+        Ok(Verdict::Open) => frame.go_on(names::OPENED_STAGE),
+        Ok(Verdict::Fragment) => frame.go_on(names::FRAGMENTED_STAGE),
+        Ok(Verdict::Cut) => frame.go_on(names::CUT_STAGE),
+        Ok(Verdict::Refuse(reason)) => {
+            frame.keep(reason);
+            frame.go_on(names::REFUSED_STAGE)
+        }
         Err(reason) => {
             log_drop(frame, reason);
-            TC_ACT_SHOT
+            DROP
         }
     }
 }

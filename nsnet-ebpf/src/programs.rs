@@ -1,19 +1,23 @@
-//! One program for each hook.
+//! One program for each hook, and one for each stage that a hook's program may go on to.
+//!
+//! A stage is a program of its own, entered by a tail call, because the 512 bytes of stack are for each program: the way
+//! of a frame that is only switched pays nothing for what routing needs.
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use nsnet_common::path;
 
 use crate::context::{Hook, TcFrame};
-use crate::maps::Maps;
+use crate::maps::scratch;
 use crate::outcome;
 
 /// Ingress of the host end of a namespace's veth: what a namespace sends.
 #[classifier]
 pub(crate) fn from_namespace(ctx: TcContext) -> i32 {
     let mut frame = TcFrame::new(ctx, Hook::Ingress);
+    let maps = frame.maps();
     let port = frame.port();
-    let outcome = path::from_namespace(&mut frame, port, Maps);
+    let outcome = path::from_namespace(&mut frame, port, maps);
     outcome::act(&mut frame, outcome)
 }
 
@@ -21,8 +25,81 @@ pub(crate) fn from_namespace(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn from_host(ctx: TcContext) -> i32 {
     let mut frame = TcFrame::new(ctx, Hook::Egress);
+    let maps = frame.maps();
     let port = frame.port();
-    let outcome = path::from_host(&mut frame, port, Maps);
+    let outcome = path::from_host(&mut frame, port, maps);
     // Never TC_ACT_OK: what this program lets pass would reach the unused end of the interface's veth pair.
+    outcome::act(&mut frame, outcome)
+}
+
+/// Ingress of an uplink: what comes from outside.
+#[classifier]
+pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::new(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let ifindex = frame.ifindex();
+    let Some(scratch) = scratch() else { return outcome::DROP };
+    let outcome = path::from_uplink(&mut frame, ifindex, scratch, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// Goes on from `from_namespace` with what is for the gateway.
+#[classifier]
+pub(crate) fn routed(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let port = frame.port();
+    let Some(scratch) = scratch() else { return outcome::DROP };
+    let outcome = path::routed(&mut frame, port, scratch, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// Goes on from `routed` or `from_uplink` with ICMP errors.
+#[classifier]
+pub(crate) fn related(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
+    let outcome = path::related(&mut frame, port, scratch, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// Goes on from `routed` or `from_uplink` with what belongs to no flow.
+#[classifier]
+pub(crate) fn opened(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
+    let outcome = path::opened(&mut frame, port, scratch, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// Goes on from `routed` or `from_uplink` with fragments.
+#[classifier]
+pub(crate) fn fragmented(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
+    let outcome = path::fragmented(&mut frame, port, scratch, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// Goes on with a packet that is too long for its way out, but may be cut.
+#[classifier]
+pub(crate) fn cut(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
+    let outcome = path::cut(&mut frame, port, scratch, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// Goes on with what was dropped, to tell its sender.
+#[classifier]
+pub(crate) fn refused(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let Some((at, refusal)) = frame.refusal() else { return outcome::DROP };
+    let outcome = path::refused(&mut frame, at, refusal, maps);
     outcome::act(&mut frame, outcome)
 }

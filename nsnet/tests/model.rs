@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use nsnet::model::edit::{AttachRequest, NetworkRequest};
 use nsnet::model::name::Name;
 use nsnet::model::plan::{Step, plan};
+use nsnet::model::policy::Outside;
 use nsnet::model::state::State;
 
 fn name(text: &str) -> Name {
@@ -19,7 +20,14 @@ fn ip(text: &str) -> IpAddr {
 
 fn network(text: &str, subnets: &[&str]) -> NetworkRequest {
     let subnets = subnets.iter().map(|net| net.parse().unwrap()).collect();
-    NetworkRequest { name: name(text), subnets, gateways: Vec::new(), mtu: None, default_mtu: 1500 }
+    NetworkRequest {
+        name: name(text),
+        subnets,
+        gateways: Vec::new(),
+        mtu: None,
+        default_mtu: 1500,
+        outside: Outside::default(),
+    }
 }
 
 fn attach(network: &str, ns: &str, ips: &[&str]) -> AttachRequest {
@@ -156,12 +164,16 @@ fn a_plan_builds_from_the_ground_and_takes_down_from_the_top() {
 /// What a step stands on has a lower rank.
 fn rank(step: &Step) -> u8 {
     match step {
-        Step::AddNamespace(_) | Step::DeleteNamespace(_) => 0,
+        Step::AddNamespace(_) | Step::DeleteNamespace(_) | Step::ReservePorts(_) => 0,
         Step::LoadDataplane | Step::UnloadDataplane => 1,
-        Step::AddNetwork(_) | Step::DeleteNetwork(_) => 2,
-        Step::Attach(..) | Step::Detach(..) => 3,
-        Step::AddCable(_) | Step::DeleteCable(_) => 4,
-        Step::AddRoute(_) | Step::DeleteRoute(_) => 5,
+        Step::AddUplink(_) | Step::DeleteUplink(_) => 2,
+        Step::SetPools(..) => 3,
+        Step::AddNetwork(_) | Step::DeleteNetwork(_) => 4,
+        Step::SetPolicy(..) => 5,
+        Step::Attach(..) | Step::Detach(..) => 6,
+        Step::AddCable(_) | Step::DeleteCable(_) => 7,
+        Step::AddRoute(_) | Step::DeleteRoute(_) => 8,
+        Step::AddPublish(_) | Step::DeletePublish(_) => 9,
     }
 }
 

@@ -71,7 +71,7 @@ fn contrary_verbs_at_once() -> Result<()> {
 }
 
 /// Kills `line` after random delays, `tries` times; each time `line` is done again and must do, and is `undone`.
-fn killed(lab: &Lab, line: &str, undo: &str, tries: u32, works: &dyn Fn() -> Result<()>) -> Result<()> {
+pub(crate) fn killed(lab: &Lab, line: &str, undo: &str, tries: u32, works: &dyn Fn() -> Result<()>) -> Result<()> {
     let started = Instant::now();
     lab.nsnet(line)?;
     let whole = started.elapsed();
@@ -129,6 +129,20 @@ fn the_first_network_killed() -> Result<()> {
         lab.nsnet("detach v-net-0 @red").map(drop)
     };
     killed(&lab, "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64", "network del v-net-0", 15, &works)
+}
+
+#[test]
+fn publish_killed() -> Result<()> {
+    let bed = Bed::new(DUAL, &["red"])?;
+    let specs: Vec<String> = (8001..8101).step_by(2).map(|port| format!("{port}:80")).collect();
+    let (add, del) = (format!("publish add @red {}", specs.join(" ")), format!("publish del @red {}", specs.join(" ")));
+    let works = || {
+        let listed = bed.lab.json("publish list")?;
+        ensure!(listed.as_array().map(Vec::len) == Some(specs.len()), "{listed}");
+        Ok(())
+    };
+    // The reserved ports are part of what must be as before.
+    killed(&bed.lab, &add, &del, 30, &works)
 }
 
 #[test]

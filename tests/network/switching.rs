@@ -7,7 +7,7 @@ use nsnet::lab::RawSocket;
 use nsnet_common::cases::frame::Frame;
 use nsnet_common::wire::Mac;
 
-use super::bed::{Bed, Counters, NETWORK, V4};
+use super::bed::{Bed, Counters, NETWORK, Station, V4};
 use super::shot::{MARK, shoot};
 
 /// An address of the subnet that nobody has: who gets the packet has nothing to answer.
@@ -68,16 +68,24 @@ fn the_host_may_broadcast() -> Result<()> {
     host.run(|| RawSocket::open(&host.ifname)?.send(&frame.finish()))
 }
 
+/// A switch does not look at the address of a packet between namespaces. What goes to the gateway's MAC is routed, and
+/// stays on the host only with its address.
+fn address_at(target: &Station) -> [u8; 4] {
+    if target.name == target.network { target.v4.octets() } else { NOBODY }
+}
+
 #[test]
 fn unicast_reaches_one_port() -> Result<()> {
     let bed = Bed::new(V4, &["red", "blue", "orange"])?;
     for (from, to) in [("red", "blue"), ("red", "host"), ("host", "orange")] {
         let (source, target) = (bed.at(from), bed.at(to));
-        let frame = Frame::new(source.mac, target.mac).ipv4(source.v4.octets(), NOBODY);
+        let frame = Frame::new(source.mac, target.mac).ipv4(source.v4.octets(), address_at(target));
         let frames: Vec<_> =
             (0..3000u16).map(|n| frame.clone().append(MARK).append(&n.to_be_bytes()).finish()).collect();
         let shot = shoot(&bed, from, &frames)?;
-        assert_eq!(shot.receivers(), [target.name.as_str()], "from {from} to {to}");
+        // The host's kernel may refuse the protocol, and quote the packet to its sender.
+        let receivers: Vec<&str> = shot.receivers().into_iter().filter(|name| *name != from).collect();
+        assert_eq!(receivers, [target.name.as_str()], "from {from} to {to}");
         // One thread sends on one CPU most of the time; two CPUs may swap a pair, which no switch can prevent.
         let arrived = shot.at(to);
         let swapped = arrived.iter().zip(&frames).filter(|(arrived, sent)| arrived != sent).count();
@@ -99,7 +107,7 @@ fn frames_arrive_as_they_were() -> Result<()> {
     let bed = Bed::new(V4, &["red", "blue"])?;
     for (from, to) in [("red", "blue"), ("red", "host"), ("host", "red")] {
         let (source, target) = (bed.at(from), bed.at(to));
-        let packet = || Frame::new(source.mac, target.mac).ipv4(source.v4.octets(), NOBODY);
+        let packet = || Frame::new(source.mac, target.mac).ipv4(source.v4.octets(), address_at(target));
         // From the shortest that has an IPv4 header, over what Ethernet would pad, to the longest.
         let lengths = [34, 35, 42, 59, 60, 61, 63, 64, 65, 128, 577, 1000, 1499, 1513, 1514];
         let mut frames: Vec<_> = lengths.map(|length| packet().payload(length - 34).finish()).to_vec();

@@ -49,7 +49,7 @@ pub(crate) fn exchange(bed: &Bed, from: &str, to: &str, amount: Amount) -> Resul
     })
 }
 
-fn exchange_at(source: &Station, target: &Station, ip: IpAddr, amount: Amount) -> Result<()> {
+pub(crate) fn exchange_at(source: &Station, target: &Station, ip: IpAddr, amount: Amount) -> Result<()> {
     let any = SocketAddr::new(ip, 0);
     let (bytes, rounds) = match amount {
         Amount::Little => (200_000, 1),

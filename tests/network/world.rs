@@ -6,11 +6,14 @@ use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use ipnet::IpNet;
 use nsnet::kernel::named;
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::netns::NetNs;
+use nsnet::kernel::reserved;
 use nsnet::kernel::store::{BPFFS, RUN};
+use nsnet::kernel::sysctl;
 use nsnet::lab::Lab;
 
 /// What exists.
@@ -18,12 +21,16 @@ use nsnet::lab::Lab;
 pub(crate) struct World {
     /// Interfaces, addresses and routes in each namespace of the lab, the host's and the foreign ones too.
     namespaces: BTreeMap<String, Vec<String>>,
+    /// What the host's own uplink and settings have to do with us.
+    outside: Vec<String>,
     /// Other files among the names of namespaces.
     leftovers: Vec<String>,
     /// Paths of the host's pins.
     pub(crate) pins: Vec<String>,
     /// The host's file.
     pub(crate) file: Option<String>,
+    /// The ports that the host's kernel gives to nobody unasked.
+    pub(crate) reserved: String,
 }
 
 impl World {
@@ -50,7 +57,9 @@ impl World {
         }
         pins.sort();
         let file = fs::read_to_string(Path::new(RUN).join(format!("{key}.json"))).ok();
-        Ok(Self { namespaces, leftovers, pins, file })
+        let outside = describe_outside(&lab.ns("host")?)?;
+        let reserved = lab.within("host", reserved::current)??.to_string();
+        Ok(Self { namespaces, outside, leftovers, pins, file, reserved })
     }
 }
 
@@ -87,6 +96,21 @@ fn describe(ns: &NetNs) -> Result<Vec<String>> {
     let routes = netlink.routes()?.into_iter().filter(|route| !is_link_local(&route.dest));
     lines.extend(routes.map(|route| format!("{route:?}")));
     lines.sort();
+    Ok(lines)
+}
+
+/// Programs, filters and qdiscs on the uplink, and the ports that sockets may not choose.
+fn describe_outside(host: &NetNs) -> Result<Vec<String>> {
+    let netlink = Netlink::inside(host)?;
+    let mut lines = Vec::new();
+    if let Some(link) = netlink.link("uplink")? {
+        let query = || SchedClassifier::query_tcx("uplink", TcAttachType::Ingress);
+        let (_revision, programs) = host.run(query)??;
+        lines.extend(programs.iter().map(|program| format!("program {:?}", program.name_as_str())));
+        lines.extend(netlink.bpf_filters(link.index)?.iter().map(|filter| format!("filter {}", filter.name)));
+        lines.push(format!("clsact {}", netlink.interfaces_with_clsact()?.contains(&link.index)));
+    }
+    lines.push(format!("reserved {:?}", host.run(|| sysctl::read("net/ipv4/ip_local_reserved_ports"))??));
     Ok(lines)
 }
 

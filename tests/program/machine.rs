@@ -1,10 +1,13 @@
 //! The programs, loaded, with their maps and the interfaces of the world's ports.
 
 use std::borrow::Borrow;
-use std::collections::HashMap as Wanted;
+use std::collections::{BTreeMap, HashMap as Wanted};
 use std::hash::Hash;
+use std::io::Write as _;
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
@@ -12,25 +15,37 @@ use aya::programs::{TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
 use nix::time::{ClockId, clock_gettime};
-use nsnet::kernel::dataplane::{open_object, program_in};
+use nsnet::kernel::dataplane::{open_object_with, program_in};
 use nsnet::kernel::features::Features;
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::veth::VethSpec;
 use nsnet_common::cases::Hook;
 use nsnet_common::cases::check::State;
-use nsnet_common::cases::world::{ENDS, GHOST};
-use nsnet_common::layout::{
-    AddressKey, DropKey, ForeignKey, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey, SubnetKey,
-    Traffic, names,
+use nsnet_common::cases::check::ifindex_of;
+use nsnet_common::cases::world::{
+    ENDS, GHOST, Kind, ROUTER_MAC, ROUTER_V4, ROUTER_V6, ROUTES, SECOND_V4, SECRET, SIDE_IFINDEX, SOCKETS, UPLINK,
+    UPLINK_IFINDEX,
 };
-use nsnet_common::memory::{MemoryTables, mapped_bits};
-use nsnet_common::wire::Mac;
+use nsnet_common::layout::{
+    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held, HeldKey,
+    Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
+    PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
+};
+use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
+use nsnet_common::tables::Route;
+use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
 /// Stamps of the kernel may be this much later than the time at which the tables were made.
 pub(crate) const LATE: u64 = 400_000_000;
 /// Ports up to this number are the world's. Entries of higher ones fill a table up.
-const LAST_PORT: u16 = GHOST.id.0;
-const LAST_NETWORK: u16 = 3;
+const LAST_PORT: u16 = UPLINK.id.0;
+const LAST_NETWORK: u16 = 5;
+/// Published entries up to this place are the world's.
+const LAST_PUBLISH: u32 = 15;
+/// The last place in the usage table counts, too: all flows of IPv6.
+const TOTAL_V6: u32 = MAX_PORTS - 1;
+/// The index of the interface that every namespace has.
+const LOOPBACK: u32 = 1;
 
 /// What a program did with a frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,11 +81,34 @@ pub(crate) struct Machine {
     counters: PerCpuArray<MapData, PortCounters>,
     drops: PerCpuHashMap<MapData, DropKey, Traffic>,
     flood_clocks: Array<MapData, u64>,
+    refusal_clocks: Array<MapData, u64>,
+    policies: Array<MapData, Policy>,
+    uplinks: HashMap<MapData, u32, PortId>,
+    young_v4: HashMap<MapData, FlowKey4, Flow4>,
+    young_v6: HashMap<MapData, FlowKey, Flow>,
+    flows_v4: HashMap<MapData, FlowKey4, Flow4>,
+    flows_v6: HashMap<MapData, FlowKey, Flow>,
+    mappings: HashMap<MapData, MappingKey, Mapping>,
+    usage: Array<MapData, Usage>,
+    published: LpmTrie<MapData, PublishedKey, u32>,
+    publishes: Array<MapData, Publish>,
+    publish_hits: PerCpuArray<MapData, u64>,
+    fragments: HashMap<MapData, FragmentKey, Fragment>,
+    held: HashMap<MapData, HeldKey, Held>,
+    holding: Array<MapData, Holding>,
+    locals: HashMap<MapData, IpAddress, u8>,
+    ifindexes: Wanted<PortId, u32>,
+    _sockets: Sockets,
 }
 
 /// Whether BPF_PROG_TEST_RUN takes a frame. It refuses Ethernet frames that end within their header, and on some kernels
-/// (measured on 6.18) IP packets that do, too: `bpf_prog_test_run_skb()` in net/bpf/test_run.c.
+/// (measured on 6.18) IP packets that do, too; and what does not fit into a page beside `struct skb_shared_info`:
+/// `bpf_prog_test_run_skb()` and `bpf_test_init()` in net/bpf/test_run.c.
 pub(crate) fn is_taken(frame: &[u8]) -> bool {
+    const LONGEST: usize = 3600;
+    if frame.len() > LONGEST {
+        return false;
+    }
     match frame.get(12..14) {
         None => false,
         Some([0x08, 0x00]) => frame.len() >= 34,
@@ -94,6 +132,8 @@ pub(crate) fn outlet(port: Port, name: &str) -> String {
 impl Machine {
     /// Loads the programs and makes an interface for each port, in the calling thread's network namespace.
     pub(crate) fn new(redirect_peer: bool) -> Result<Self> {
+        // The router advertisements of the cases are not for us.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/accept_ra", "0")?;
         let netlink = Netlink::here()?;
         for end in ENDS.into_iter().chain([&GHOST]) {
             let index = Some(end.id.ifindex());
@@ -106,7 +146,10 @@ impl Machine {
                 netlink.set_up(link.index)?;
             }
         }
-        let mut ebpf = open_object(Features { tcx: true, redirect_peer })?;
+        let features =
+            Features { tcx: true, redirect_peer, peer_scrubs: true, fib_source: true, cgroup: false, set_retval: true };
+        let sockets = outside()?;
+        let mut ebpf = open_object_with(features, SECRET)?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
         Ok(Self {
             ports: map(names::PORTS)?.try_into()?,
@@ -118,6 +161,24 @@ impl Machine {
             counters: map(names::COUNTERS)?.try_into()?,
             drops: map(names::DROPS)?.try_into()?,
             flood_clocks: map(names::FLOOD_CLOCKS)?.try_into()?,
+            refusal_clocks: map(names::REFUSAL_CLOCKS)?.try_into()?,
+            policies: map(names::POLICIES)?.try_into()?,
+            uplinks: map(names::UPLINKS)?.try_into()?,
+            young_v4: map(names::YOUNG4)?.try_into()?,
+            young_v6: map(names::YOUNG6)?.try_into()?,
+            flows_v4: map(names::FLOWS4)?.try_into()?,
+            flows_v6: map(names::FLOWS6)?.try_into()?,
+            mappings: map(names::MAPPINGS)?.try_into()?,
+            usage: map(names::USAGE)?.try_into()?,
+            published: map(names::PUBLISHED)?.try_into()?,
+            publishes: map(names::PUBLISHES)?.try_into()?,
+            publish_hits: map(names::PUBLISH_HITS)?.try_into()?,
+            fragments: map(names::FRAGMENTS)?.try_into()?,
+            held: map(names::HELD)?.try_into()?,
+            holding: map(names::HOLDING)?.try_into()?,
+            locals: map(names::LOCALS)?.try_into()?,
+            ifindexes: Wanted::new(),
+            _sockets: sockets,
             ebpf,
         })
     }
@@ -134,7 +195,7 @@ impl Machine {
     /// Puts the program of `hook` where it belongs, on the interface of a port, for as long as the machine exists.
     pub(crate) fn attach(&mut self, hook: Hook, interface: &str) -> Result<()> {
         let side = match hook {
-            Hook::Namespace => TcAttachType::Ingress,
+            Hook::Namespace | Hook::Uplink | Hook::Refused(_) => TcAttachType::Ingress,
             Hook::Host => TcAttachType::Egress,
         };
         // Only kernels without tcx (before 6.6) need it; there is no harm in it.
@@ -148,15 +209,39 @@ impl Machine {
         for id in 0..=LAST_PORT {
             let port = tables.ports.get(&PortId(id)).copied().unwrap_or_default();
             self.ports.set(id.into(), port, 0)?;
-            let zeros = PerCpuValues::try_from(vec![PortCounters::default(); cpus()?])?;
-            self.counters.set(id.into(), zeros, 0)?;
+            let counters = tables.counters.borrow().get(&PortId(id)).copied().unwrap_or_default();
+            self.counters.set(id.into(), on_one_cpu(counters)?, 0)?;
+            let usage = tables.usage.borrow().get(&PortId(id)).copied().unwrap_or_default();
+            self.usage.set(id.into(), usage, 0)?;
             let clock = tables.flood_clocks.borrow().get(&PortId(id)).copied().unwrap_or_default();
             self.flood_clocks.set(id.into(), clock, 0)?;
+            let clock = tables.refusal_clocks.borrow().get(&PortId(id)).copied().unwrap_or_default();
+            self.refusal_clocks.set(id.into(), clock, 0)?;
+            let holding = tables.holding.borrow().get(&PortId(id)).copied().unwrap_or_default();
+            self.holding.set(id.into(), holding, 0)?;
         }
         for id in 0..=LAST_NETWORK {
             let network = tables.networks.get(&NetworkId(id)).copied().unwrap_or_default();
             self.networks.set(id.into(), network, 0)?;
+            let policy = tables.policies.get(&NetworkId(id)).copied().unwrap_or(Policy::DEFAULT);
+            self.policies.set(id.into(), policy, 0)?;
         }
+        make_equal(&mut self.uplinks, &tables.uplinks, |_| true)?;
+        self.ifindexes = [(UPLINK.id, ifindex_of(UPLINK.id, tables))].into();
+        let total = tables.usage.borrow().get(&PortId(TOTAL_V6 as u16)).copied().unwrap_or_default();
+        self.usage.set(TOTAL_V6, total, 0)?;
+        make_equal(&mut self.young_v4, &of_v4(&tables.young.borrow()), |_| true)?;
+        make_equal(&mut self.young_v6, &of_v6(&tables.young.borrow()), |_| true)?;
+        make_equal(&mut self.flows_v4, &of_v4(&tables.flows.borrow()), |_| true)?;
+        make_equal(&mut self.flows_v6, &of_v6(&tables.flows.borrow()), |_| true)?;
+        let mappings = tables.mappings.borrow().iter().map(|(key, mapping)| (*key, *mapping)).collect();
+        make_equal(&mut self.mappings, &mappings, |_| true)?;
+        let fragments = tables.fragments.borrow().iter().map(|(key, fragment)| (*key, *fragment)).collect();
+        make_equal(&mut self.fragments, &fragments, |_| true)?;
+        let held = tables.held.borrow().iter().map(|(place, held)| (*place, waiting(held))).collect();
+        make_equal(&mut self.held, &held, |_| true)?;
+        make_equal(&mut self.locals, &tables.locals.iter().map(|ip| (*ip, 1)).collect(), |_| true)?;
+        self.fill_published(tables)?;
         make_equal(&mut self.stations, &tables.stations.borrow(), |_| true)?;
         make_equal(&mut self.foreign, &tables.foreign.borrow(), is_of_world)?;
         make_equal(&mut self.addresses, &tables.addresses, |_| true)?;
@@ -168,6 +253,29 @@ impl Machine {
         }
         for key in self.drops.keys().collect::<Result<Vec<_>, _>>()? {
             self.drops.remove(&key)?;
+        }
+        for ((port, reason), traffic) in tables.drops.borrow().iter() {
+            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(*traffic)?, 0)?;
+        }
+        Ok(())
+    }
+
+    fn fill_published(&mut self, tables: &MemoryTables) -> Result<()> {
+        for key in self.published.keys().collect::<Result<Vec<_>, _>>()? {
+            self.published.remove(&key)?;
+        }
+        for place in 0..=LAST_PUBLISH {
+            let entry = tables.publishes.get(place as usize).copied().unwrap_or_default();
+            self.publishes.set(place, entry, 0)?;
+            let hits = tables.publish_hits.borrow().get(&place).copied().unwrap_or_default();
+            self.publish_hits.set(place, on_one_cpu(hits)?, 0)?;
+        }
+        for (protocol, ip, place) in &tables.published {
+            let entry = &tables.publishes[*place as usize];
+            for (port, bits) in port_prefixes(entry.first, entry.last) {
+                let key = PublishedKey::new(IpProtocol(*protocol), *ip, port);
+                self.published.insert(&Key::new(bits, key), place, 0)?;
+            }
         }
         Ok(())
     }
@@ -182,9 +290,12 @@ impl Machine {
                 add(&mut sum.sent, &one.sent);
                 sum.flooded += one.flooded;
                 sum.answered += one.answered;
+                sum.passed += one.passed;
             }
             state.counters.insert(PortId(id), sum);
             state.flood_clocks.insert(PortId(id), self.flood_clocks.get(&id.into(), 0)?);
+            state.refusal_clocks.insert(PortId(id), self.refusal_clocks.get(&id.into(), 0)?);
+            state.holding.insert(PortId(id), self.holding.get(&id.into(), 0)?);
         }
         for entry in self.drops.iter() {
             let (key, cpus) = entry?;
@@ -201,12 +312,35 @@ impl Machine {
                 state.foreign.insert((key.port, key.place), self.foreign.get(&key, 0)?);
             }
         }
+        for entry in self.young_v4.iter() {
+            let (key, flow) = entry?;
+            state.young.insert(key.into(), flow.into());
+        }
+        for entry in self.flows_v4.iter() {
+            let (key, flow) = entry?;
+            state.flows.insert(key.into(), flow.into());
+        }
+        state.young.extend(self.young_v6.iter().collect::<Result<Vec<_>, _>>()?);
+        state.flows.extend(self.flows_v6.iter().collect::<Result<Vec<_>, _>>()?);
+        state.fragments.extend(self.fragments.iter().collect::<Result<Vec<_>, _>>()?);
+        for entry in self.held.iter() {
+            let (place, held) = entry?;
+            state.held.insert(place, held.bytes[..held.length as usize].to_vec());
+        }
+        state.mappings.extend(self.mappings.iter().collect::<Result<Vec<_>, _>>()?);
+        for id in (0..=LAST_PORT.into()).chain([TOTAL_V6]) {
+            state.usage.insert(PortId(id as u16), self.usage.get(&id, 0)?);
+        }
+        for place in 0..=LAST_PUBLISH {
+            state.publish_hits.insert(place, self.publish_hits.get(&place, 0)?.iter().sum());
+        }
         Ok(state.without_zeros())
     }
 
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
     pub(crate) fn run(&mut self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
-        let context = context(port, frame.len(), gso_size);
+        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
+        let context = context(hook, if port == PortId::NONE { LOOPBACK } else { ifindex }, frame.len(), gso_size);
         let mut bytes = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -224,24 +358,133 @@ fn program_of(hook: Hook) -> &'static str {
     match hook {
         Hook::Namespace => names::FROM_NAMESPACE,
         Hook::Host => names::FROM_HOST,
+        Hook::Uplink => names::FROM_UPLINK,
+        Hook::Refused(_) => names::REFUSED,
     }
 }
 
 /// `struct __sk_buff` (linux/bpf.h). The kernel takes only a few of its fields from us: `convert___skb_to_skb()` in
 /// net/bpf/test_run.c, which refuses a VLAN tag among others.
-fn context(port: PortId, length: usize, gso_size: u32) -> [u8; 192] {
+fn context(hook: Hook, ifindex: u32, length: usize, gso_size: u32) -> [u8; 192] {
     const IFINDEX: usize = 40;
+    const CONTROL_BLOCK: usize = 48;
     const GSO_SEGS: usize = 164;
     const GSO_SIZE: usize = 176;
-    const LOOPBACK: u32 = 1;
     let mut context = [0; 192];
     let mut set = |at: usize, value: u32| context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-    set(IFINDEX, if port == PortId::NONE { LOOPBACK } else { port.ifindex() });
+    set(IFINDEX, ifindex);
+    if let Hook::Refused(refusal) = hook {
+        set(CONTROL_BLOCK, refusal.as_word());
+    }
     if gso_size != 0 {
         set(GSO_SIZE, gso_size);
         set(GSO_SEGS, (length as u32).div_ceil(gso_size));
     }
     context
+}
+
+/// The host's sockets, for as long as they are kept.
+type Sockets = (Vec<TcpListener>, Vec<UdpSocket>);
+
+/// Makes the way out of the world, in the calling thread's network namespace.
+fn outside() -> Result<Sockets> {
+    let mut lines = vec!["link set lo up".to_owned()];
+    for (name, index, mac) in [("uplink", UPLINK_IFINDEX, UPLINK.mac), ("side", SIDE_IFINDEX, Mac([2, 0, 0, 0, 0, 9]))]
+    {
+        lines.push(format!("link add {name} index {index} address {mac} type veth peer name {name}-ns"));
+        for name in [name, &format!("{name}-ns")] {
+            lines.push(format!("link set {name} addrgenmode none"));
+            lines.push(format!("link set {name} up"));
+        }
+    }
+    for ip in [text(IpAddress::v4(UPLINK.ipv4)), text(IpAddress::v4(SECOND_V4))] {
+        lines.push(format!("address add {ip}/24 brd 192.0.2.255 dev uplink"));
+    }
+    lines.push(format!("address add {}/64 dev uplink nodad", text(IpAddress(UPLINK.ipv6))));
+    lines.push("address add 192.168.77.1/24 brd 192.168.77.255 dev side".to_owned());
+    let routers = [text(IpAddress::v4(ROUTER_V4)), text(IpAddress(ROUTER_V6))];
+    for router in &routers {
+        lines.push(format!("neighbour replace {router} lladdr {ROUTER_MAC} dev uplink nud permanent"));
+    }
+    for (prefix, bits, kind) in ROUTES {
+        let [v4, v6] = &routers;
+        let router = if prefix.contains(':') { v6 } else { v4 };
+        // What is in the uplink's own subnets, or is the host's, is there by the addresses.
+        let is_there =
+            prefix.starts_with("192.0.2.") || prefix.starts_with("2001:db8:1::") || prefix.starts_with("192.168.77.");
+        lines.push(match kind {
+            _ if is_there => continue,
+            Kind::Near | Kind::Is(Route::Local | Route::Forward) => continue,
+            Kind::Far(mtu) => format!("route add {prefix}/{bits} via {router} dev uplink mtu lock {mtu}"),
+            Kind::Aside => format!("route add {prefix}/{bits} dev side"),
+            Kind::Is(Route::Unreachable) => format!("route add unreachable {prefix}/{bits}"),
+            Kind::Is(Route::Prohibited) => format!("route add prohibit {prefix}/{bits}"),
+            Kind::Is(Route::Blackhole) => format!("route add blackhole {prefix}/{bits}"),
+        });
+    }
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("run ip")?;
+    ip.stdin.take().context("write to ip")?.write_all(lines.join("\n").as_bytes())?;
+    ensure!(ip.wait()?.success(), "ip failed");
+    for end in ENDS.into_iter().filter(|end| end.network.0 != 0 && nsnet_common::layout::flags::HOST & end.flags != 0) {
+        for family in ["ipv4", "ipv6"] {
+            std::fs::write(format!("/proc/sys/net/{family}/conf/{}/forwarding", end.name), "1")?;
+        }
+    }
+    let mut sockets = Sockets::default();
+    for (protocol, ip, port) in SOCKETS {
+        let address = (address(ip), port);
+        match protocol {
+            IpProtocol::TCP => sockets.0.push(TcpListener::bind(address)?),
+            _ => sockets.1.push(UdpSocket::bind(address)?),
+        }
+    }
+    Ok(sockets)
+}
+
+fn address(ip: IpAddress) -> IpAddr {
+    match ip.as_v4() {
+        Some(ip) => IpAddr::from(ip),
+        None => IpAddr::from(ip.0),
+    }
+}
+
+fn text(ip: IpAddress) -> String {
+    address(ip).to_string()
+}
+
+/// A fragment that waits, as the map has it.
+fn waiting((key, seen, frame): &MemoryHeld) -> Held {
+    let mut bytes = [0; HELD_BYTES + 16];
+    bytes[..frame.len()].copy_from_slice(frame);
+    Held { key: *key, seen: *seen, length: frame.len() as u32, bytes }
+}
+
+/// The same flows as the table of IPv4 has them.
+fn of_v4(flows: &BTreeMap<FlowKey, Flow>) -> Wanted<FlowKey4, Flow4> {
+    flows.iter().filter(|(key, _)| key.is_v4()).map(|(key, flow)| (key.to_v4(), flow.to_v4())).collect()
+}
+
+fn of_v6(flows: &BTreeMap<FlowKey, Flow>) -> Wanted<FlowKey, Flow> {
+    flows.iter().filter(|(key, _)| !key.is_v4()).map(|(key, flow)| (*key, *flow)).collect()
+}
+
+/// A value that the first CPU has, and the others none.
+fn on_one_cpu<V: Pod + Default>(value: V) -> Result<PerCpuValues<V>> {
+    let mut values = vec![V::default(); cpus()?];
+    values[0] = value;
+    Ok(PerCpuValues::try_from(values)?)
+}
+
+/// Waits until the next second is far enough away: flows are stamped with seconds, by two clocks that go on.
+pub(crate) fn steady() -> Result<u64> {
+    loop {
+        let now = monotonic()?;
+        match now % 1_000_000_000 {
+            // The coarse clock may be 10 ms late.
+            20_000_000..900_000_000 => return Ok(now),
+            _ => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
 }
 
 fn cpus() -> Result<usize> {
@@ -253,8 +496,9 @@ fn is_of_world(key: &ForeignKey) -> bool {
 }
 
 fn add(sum: &mut Traffic, more: &Traffic) {
-    sum.packets += more.packets;
-    sum.bytes += more.bytes;
+    // What was counted on one CPU may be taken back on another.
+    sum.packets = sum.packets.wrapping_add(more.packets);
+    sum.bytes = sum.bytes.wrapping_add(more.bytes);
 }
 
 fn make_equal<K: Pod + Hash + Eq, V: Pod>(

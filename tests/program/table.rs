@@ -3,24 +3,32 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use nsnet_common::cases::{Case, all, check::NOON};
+use nsnet_common::cases::check::{NOON, State};
+use nsnet_common::cases::sequence::{Sequence, grow_old};
+use nsnet_common::cases::{Case, all, sequences};
 use nsnet_common::layout::{ForeignKey, MAX_STATIONS, PortId};
 use nsnet_common::verdict::{Outcome, Verdict};
 use nsnet_common::wire::Mac;
 use nsnet_tests::scratch::in_new_namespace;
 
-use crate::machine::{LATE, Machine, Ran, is_taken, monotonic};
+use crate::machine::{LATE, Machine, Ran, is_taken, monotonic, steady};
 
-/// `TC_ACT_SHOT`, `TC_ACT_REDIRECT` (linux/pkt_cls.h).
+/// `TC_ACT_SHOT`, `TC_ACT_REDIRECT` (`linux/pkt_cls.h`).
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
+/// `TC_ACT_UNSPEC`, -1.
+const UNSPEC: u32 = u32::MAX;
 
 /// The TC action that an outcome becomes.
 pub(crate) fn action(outcome: Outcome) -> u32 {
     match outcome {
         // A flooded frame is ended by a redirect to nowhere: to the sender at egress it is no failure.
-        Ok(Verdict::Deliver(_) | Verdict::Flooded) => REDIRECT,
-        Err(_) => SHOT,
+        Ok(Verdict::Deliver(_) | Verdict::Flooded | Verdict::Again) => REDIRECT,
+        Ok(Verdict::Pass) => UNSPEC,
+        Ok(
+            Verdict::Route | Verdict::Relate | Verdict::Open | Verdict::Fragment | Verdict::Cut | Verdict::Refuse(_),
+        )
+        | Err(_) => SHOT,
     }
 }
 
@@ -32,6 +40,46 @@ fn every_case() -> Result<()> {
 #[test]
 fn every_case_without_redirect_peer() -> Result<()> {
     in_new_namespace(|| table(Machine::new(false)?))
+}
+
+#[test]
+fn every_sequence() -> Result<()> {
+    in_new_namespace(|| {
+        let mut machine = Machine::new(true)?;
+        let (mut lines, mut ran, mut frames) = (Vec::new(), 0, 0);
+        let mut skipped: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for sequence in sequences() {
+            if let Some(reason) = why_not_all(&sequence)? {
+                skipped.entry(reason).or_default().push(sequence.name);
+                continue;
+            }
+            let mut tables = sequence.tables(steady()?);
+            for (number, step) in sequence.steps.iter().enumerate() {
+                let (was, now) = (tables.clock.get(), steady()?);
+                tables.clock.set(now);
+                grow_old(&mut tables, -((now / 1_000_000_000 - was / 1_000_000_000) as i32));
+                step.prepare(&mut tables);
+                let name = format!("{}, frame {number}", sequence.name);
+                machine.fill(&tables)?;
+                let before = State::of(&tables);
+                let (outcome, frame) = step.run(&tables);
+                step.judge(&name, &before, &tables, outcome, &frame);
+                let found = machine.run(step.hook, step.port, &step.frame, step.gso_size)?;
+                let expected = Ran { action: action(outcome), bytes: frame.bytes };
+                let differences = machine.state()?.differences(&State::of(&tables), LATE);
+                let differing = found.difference(&expected).into_iter().chain(differences);
+                lines.extend(differing.map(|line| format!("{name}: {line}")));
+                frames += 1;
+            }
+            ran += 1;
+        }
+        println!("{ran} sequences, {frames} frames in the kernel");
+        for (reason, names) in skipped {
+            println!("{} not by BPF_PROG_TEST_RUN: {reason}: {}", names.len(), names.join("; "));
+        }
+        ensure!(lines.is_empty(), "{} lines:\n{}", lines.len(), lines.join("\n"));
+        Ok(())
+    })
 }
 
 /// A table with no room for a foreign MAC: its last entry is taken before the frame comes.
@@ -109,9 +157,22 @@ fn why_not(case: &Case) -> Result<Option<&'static str>> {
     })
 }
 
+/// Why a sequence cannot be run by BPF_PROG_TEST_RUN, if it cannot.
+fn why_not_all(sequence: &Sequence) -> Result<Option<&'static str>> {
+    Ok(if u64::from(sequence.duration()) * 1_000_000_000 > monotonic()? {
+        Some("the machine was started after what the sequence says has happened")
+    } else if sequence.steps.iter().any(|step| step.reroutes) {
+        Some("the host's routes are the same for all")
+    } else if sequence.steps.iter().any(|step| !is_taken(&step.frame)) {
+        Some("BPF_PROG_TEST_RUN takes no packet that ends within its IP header, or is longer than a page")
+    } else {
+        None
+    })
+}
+
 /// Runs a case and says what is not as expected.
 fn failures(machine: &mut Machine, case: &Case) -> Result<Vec<String>> {
-    let now = monotonic()?;
+    let now = steady()?;
     machine.fill(&case.tables(now))?;
     let found = machine.run(case.hook, case.port, &case.frame, case.gso_size);
     let mut lines = machine.state()?.differences(&case.expected_state(now), LATE);

@@ -79,6 +79,10 @@ pub(crate) fn test_tools() -> Result<()> {
     if shell::find("ip").is_none() {
         debian::install(&["iproute2"])?;
     }
+    // What the demo compares masquerade with; nothing else uses it.
+    if shell::find("iptables").is_none() {
+        debian::install(&["iptables"])?;
+    }
     Ok(())
 }
 

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use crate::layout::{FLOOD_COPY_NS, ForeignKey, NetworkId, PortCounters, PortId, Station, Traffic};
+use crate::layout::{
+    FLOOD_COPY_NS, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping, MappingKey, NetworkId,
+    PortCounters, PortId, REFUSAL_NS, Station, Traffic, Usage,
+};
 use crate::memory::MemoryTables;
 use crate::packet::Buffer;
 use crate::path;
+use crate::scratch::Scratch;
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::Mac;
 
@@ -28,6 +32,24 @@ pub struct State {
     pub foreign: BTreeMap<(PortId, u16), Mac>,
     /// By port.
     pub flood_clocks: BTreeMap<PortId, u64>,
+    /// By port.
+    pub refusal_clocks: BTreeMap<PortId, u64>,
+    /// Flows that are not established.
+    pub young: BTreeMap<FlowKey, Flow>,
+    /// Flows that are.
+    pub flows: BTreeMap<FlowKey, Flow>,
+    /// Endpoints that are mapped.
+    pub mappings: BTreeMap<MappingKey, Mapping>,
+    /// By port.
+    pub usage: BTreeMap<PortId, Usage>,
+    /// By the place of the published entry.
+    pub publish_hits: BTreeMap<u32, u64>,
+    /// What first fragments said.
+    pub fragments: BTreeMap<FragmentKey, Fragment>,
+    /// What each port has waiting.
+    pub holding: BTreeMap<PortId, Holding>,
+    /// The frames that wait.
+    pub held: BTreeMap<HeldKey, Vec<u8>>,
 }
 
 impl State {
@@ -41,6 +63,15 @@ impl State {
             stations: stations.iter().map(|(key, station)| ((key.network, key.mac), *station)).collect(),
             foreign: foreign.iter().map(|(key, mac)| ((key.port, key.place), *mac)).collect(),
             flood_clocks: tables.flood_clocks.borrow().iter().map(|(port, clock)| (*port, *clock)).collect(),
+            refusal_clocks: tables.refusal_clocks.borrow().iter().map(|(port, clock)| (*port, *clock)).collect(),
+            young: tables.young.borrow().clone(),
+            flows: tables.flows.borrow().clone(),
+            mappings: tables.mappings.borrow().clone(),
+            usage: tables.usage.borrow().clone(),
+            publish_hits: tables.publish_hits.borrow().clone(),
+            fragments: tables.fragments.borrow().clone(),
+            holding: tables.holding.borrow().clone(),
+            held: tables.held.borrow().iter().map(|(place, (_, _, bytes))| (*place, bytes.clone())).collect(),
         }
         .without_zeros()
     }
@@ -50,6 +81,12 @@ impl State {
     pub fn without_zeros(mut self) -> Self {
         self.counters.retain(|_, counters| *counters != PortCounters::default());
         self.flood_clocks.retain(|_, clock| *clock != 0);
+        self.refusal_clocks.retain(|_, clock| *clock != 0);
+        self.usage.retain(|_, usage| *usage != Usage::default());
+        self.publish_hits.retain(|_, hits| *hits != 0);
+        self.holding.retain(|_, holding| holding.count != 0);
+        // What only waited is taken back.
+        self.drops.retain(|_, traffic| *traffic != Traffic::default());
         self
     }
 
@@ -68,6 +105,34 @@ impl State {
         compare(&mut lines, "foreign", &self.foreign, &expected.foreign, PartialEq::eq);
         let clocks = (&self.flood_clocks, &expected.flood_clocks);
         compare(&mut lines, "flood clocks", clocks.0, clocks.1, |found, expected| in_time(*found, *expected));
+        let clocks = (&self.refusal_clocks, &expected.refusal_clocks);
+        compare(&mut lines, "refusal clocks", clocks.0, clocks.1, |found, expected| in_time(*found, *expected));
+        // In seconds, of which a new one may begin at any time.
+        let seconds = late.div_ceil(1_000_000_000) as u32;
+        let same_second = |found: u32, expected: u32| expected.wrapping_sub(found).wrapping_add(seconds) <= 2 * seconds;
+        let same_flow = |found: &Flow, expected: &Flow| {
+            let mut about = found.about;
+            about.seen = expected.about.seen;
+            let found_at = found.about.seen;
+            Flow { about, ..*found } == *expected && same_second(found_at, expected.about.seen)
+        };
+        let same_mapping = |found: &Mapping, expected: &Mapping| {
+            Mapping { until: expected.until, ..*found } == *expected && same_second(found.until, expected.until)
+        };
+        compare(&mut lines, "young", &self.young, &expected.young, same_flow);
+        compare(&mut lines, "flows", &self.flows, &expected.flows, same_flow);
+        compare(&mut lines, "mappings", &self.mappings, &expected.mappings, same_mapping);
+        compare(&mut lines, "usage", &self.usage, &expected.usage, PartialEq::eq);
+        let same_fragment = |found: &Fragment, expected: &Fragment| {
+            Fragment { seen: expected.seen, ..*found } == *expected && same_second(found.seen, expected.seen)
+        };
+        let same_holding = |found: &Holding, expected: &Holding| {
+            found.count == expected.count && same_second(found.seen, expected.seen)
+        };
+        compare(&mut lines, "fragments", &self.fragments, &expected.fragments, same_fragment);
+        compare(&mut lines, "holding", &self.holding, &expected.holding, same_holding);
+        compare(&mut lines, "held", &self.held, &expected.held, PartialEq::eq);
+        compare(&mut lines, "publish hits", &self.publish_hits, &expected.publish_hits, PartialEq::eq);
         lines
     }
 }
@@ -104,16 +169,38 @@ impl Case {
     /// The state that the tables must be in after the frame came in at `now`.
     pub fn expected_state(&self, now: u64) -> State {
         let mut state = State::of(&self.tables(now));
+        if let Hook::Refused(_) = self.hook {
+            self.expect_error(&mut state, now);
+            return state;
+        }
         let length = self.frame.len() as u32;
         if self.expect.outcome != Err(DropReason::UnknownPort) {
             state.counters.entry(self.port).or_default().received.add(length);
         }
+        if let Some(reason) = self.expect.told {
+            state.drops.entry((self.port, reason.code())).or_default().add(length);
+            self.expect_error(&mut state, now);
+            return state;
+        }
         match self.expect.outcome {
             Ok(Verdict::Deliver(Egress::Namespace(to) | Egress::Host(to))) => {
                 state.counters.entry(to).or_default().sent.add(length);
-                if self.expect.answer.is_some() {
+                if self.expect.answer.is_some() && !self.expect.is_routed {
                     state.counters.entry(self.port).or_default().answered += 1;
                 }
+            }
+            Ok(
+                Verdict::Deliver(Egress::Uplink(_) | Egress::Neighbour(_))
+                | Verdict::Route
+                | Verdict::Fragment
+                | Verdict::Cut
+                | Verdict::Again
+                | Verdict::Relate
+                | Verdict::Open
+                | Verdict::Pass,
+            ) => {}
+            Ok(Verdict::Refuse(reason)) => {
+                state.drops.entry((self.port, reason.code())).or_default().add(length);
             }
             Ok(Verdict::Flooded) => self.expect_flood(&mut state, now, length),
             Err(reason) => state.drops.entry((self.port, reason.code())).or_default().add(length),
@@ -125,9 +212,23 @@ impl Case {
                 None => drop(state.stations.remove(&key)),
             }
         }
+        if self.expect.outcome == Err(DropReason::FragmentUnknown) {
+            state.holding.insert(self.port, Holding { count: 1, seen: (now / 1_000_000_000) as u32 });
+            state.held.insert(HeldKey { port: self.port, place: 0 }, self.frame.clone());
+        }
         let places = self.expect.places.iter();
         state.foreign.extend(places.map(|(ForeignKey { port, place }, mac)| ((*port, *place), *mac)));
         state
+    }
+
+    /// The drop was counted before; only an error counts.
+    fn expect_error(&self, state: &mut State, now: u64) {
+        if let Some(error) = &self.expect.answer {
+            let counters = state.counters.entry(self.port).or_default();
+            counters.sent.add(error.len() as u32);
+            let clock = state.refusal_clocks.entry(self.port).or_default();
+            *clock = (*clock).max(now) + REFUSAL_NS;
+        }
     }
 
     fn expect_flood(&self, state: &mut State, now: u64, length: u32) {
@@ -163,10 +264,25 @@ impl Case {
     }
 }
 
-/// What the program at `hook` does.
+/// What the program at `hook` does, and the programs that it calls.
 pub fn run(hook: Hook, frame: &mut Buffer, port: PortId, tables: &MemoryTables) -> Outcome {
+    let mut scratch = Scratch::default();
+    let first = enter(hook, frame, port, &mut scratch, tables);
+    path::complete(frame, port, first, &mut scratch, tables)
+}
+
+/// What the program at `hook` does alone.
+pub fn enter(hook: Hook, frame: &mut Buffer, port: PortId, scratch: &mut Scratch, tables: &MemoryTables) -> Outcome {
     match hook {
         Hook::Namespace => path::from_namespace(frame, port, tables),
         Hook::Host => path::from_host(frame, port, tables),
+        Hook::Uplink => path::from_uplink(frame, ifindex_of(port, tables), scratch, tables),
+        Hook::Refused(refusal) => path::refused(frame, port, refusal, tables),
     }
+}
+
+/// The index of a port's interface.
+pub fn ifindex_of(port: PortId, tables: &MemoryTables) -> u32 {
+    let uplink = tables.uplinks.iter().find(|(_, uplink)| **uplink == port);
+    uplink.map_or(port.ifindex(), |(ifindex, _)| *ifindex)
 }

@@ -135,6 +135,28 @@ impl Frame {
         frame.append(&fixed).append(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2])
     }
 
+    /// A TCP header of 20 bytes with these flags, sequence and acknowledgement.
+    #[must_use]
+    pub fn segment(self, ports: (u16, u16), flags: u8, numbers: (u32, u32)) -> Self {
+        let ports = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+        let frame = self.mark_transport(6, 16).follow(6, &ports);
+        let frame = frame.append(&numbers.0.to_be_bytes()).append(&numbers.1.to_be_bytes());
+        frame.append(&[0x50, flags, 1, 0, 0, 0, 0, 0])
+    }
+
+    /// An SCTP header, whose CRC is no business of a NAT, and the beginning of a chunk.
+    #[must_use]
+    pub fn sctp(self, source: u16, destination: u16) -> Self {
+        let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+        self.follow(132, &ports).append(&[0, 0, 0, 1, 0xc5, 0xc5, 0xc5, 0xc5, 1, 0, 0, 4])
+    }
+
+    /// An ICMP message: type, code, and what follows the checksum.
+    #[must_use]
+    pub fn icmp(self, kind: u8, code: u8, rest: &[u8]) -> Self {
+        self.mark_transport(1, 2).follow(1, &[kind, code, 0, 0]).append(rest)
+    }
+
     /// An ICMPv6 message: type, code, and what follows the checksum.
     #[must_use]
     pub fn icmpv6(self, kind: u8, code: u8, rest: &[u8]) -> Self {
@@ -249,8 +271,16 @@ impl Frame {
         if let Some((transport, protocol, checksum_at)) = self.transport.take() {
             let message = &self.bytes[transport..];
             let length = (message.len() as u32).to_be_bytes();
-            let pseudo = [&self.bytes[addresses], &length, &[0, 0, 0, protocol], message].concat();
-            let sum = checksum(&pseudo);
+            // ICMP has no pseudo-header, ICMPv6 has.
+            let pseudo = match protocol {
+                1 => message.to_vec(),
+                _ => [&self.bytes[addresses], &length, &[0, 0, 0, protocol], message].concat(),
+            };
+            let sum = match (protocol, checksum(&pseudo)) {
+                // UDP's 0 would say that there is none.
+                (17, 0) => 0xffff,
+                (_, sum) => sum,
+            };
             self.set_length(transport + checksum_at, usize::from(sum));
         }
         if version == 4 {
@@ -263,7 +293,7 @@ impl Frame {
 }
 
 /// RFC 1071, as in its section 4.1.
-fn checksum(bytes: &[u8]) -> u16 {
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | word.get(1).map_or(0, |low| u32::from(*low)));
     let mut sum: u32 = words.sum();
     while sum >> 16 != 0 {

@@ -6,7 +6,7 @@ use crate::wire::Mac;
 use super::frame::{Frame, group_of, v4, v6};
 use super::world::{
     BLUE, BLUE_SECOND_V4, BLUE_SECOND_V6, CYAN, End, FREE_V4, FREE_V6, HOST, HOST_2, HOST_3, ORANGE, PURPLE, RED,
-    WHITE, others, stranger,
+    UPLINK, WHITE, others, stranger,
 };
 use super::{Case, from, from_host};
 
@@ -65,10 +65,12 @@ fn other_networks() -> Vec<Case> {
     // Options move the transport header, not the destination.
     let options = RED.to(&HOST).ipv4(RED.ipv4, CYAN.ipv4).option_word([7, 4, 4, 0]).udp(1, 2);
     cases.push(from(&RED, "IPv4 with options via the gateway to cyan", options).dropped(bad));
+    // The first one would have told where its packet goes.
+    let unknown = DropReason::FragmentUnknown;
     let fragment = RED.to(&HOST).ipv4(RED.ipv4, CYAN.ipv4).fragment_v4(100, false).payload(40);
-    cases.push(from(&RED, "IPv4 fragment via the gateway to cyan", fragment).dropped(bad));
+    cases.push(from(&RED, "IPv4 fragment via the gateway to cyan", fragment).dropped(unknown));
     let fragment = RED.to(&HOST).ipv6(RED.ipv6, CYAN.ipv6).fragment_v6(100, false).payload(40);
-    cases.push(from(&RED, "IPv6 fragment via the gateway to cyan", fragment).dropped(bad));
+    cases.push(from(&RED, "IPv6 fragment via the gateway to cyan", fragment).dropped(unknown));
     let tcp = RED.to(&HOST).ipv4(RED.ipv4, CYAN.ipv4).tcp(1, 2).payload(2900);
     cases.push(from(&RED, "TCP segments via the gateway to cyan", tcp).gso(1448).dropped(bad));
     let behind = Frame::new(stranger(1), HOST.mac).ipv4(FREE_V4, CYAN.ipv4).udp(1, 2);
@@ -102,10 +104,7 @@ fn allowed() -> Vec<Case> {
     let mut cases = Vec::new();
     let in_v4 = [
         ("the gateway", HOST.ipv4),
-        ("blue", BLUE.ipv4),
-        ("blue's second address", BLUE_SECOND_V4),
         ("the internet", v4("8.8.8.8")),
-        ("the subnet's broadcast address", v4("10.1.0.255")),
         ("the neighbour of the subnets", v4("10.1.1.1")),
         ("128.0.0.1", v4("128.0.0.1")),
     ];
@@ -114,8 +113,8 @@ fn allowed() -> Vec<Case> {
     }
     let in_v6 = [
         ("the gateway", HOST.ipv6),
-        ("blue's second address", BLUE_SECOND_V6),
-        ("a free address", FREE_V6),
+        ("the host's address outside", UPLINK.ipv6),
+        // Without a route, which to the programs is the same as the host itself: its stack will say so.
         ("the internet", v6("2001:db8::1")),
         ("the neighbour of the subnets", v6("fd02:0:0:1::1")),
         ("::2", v6("::2")),
@@ -123,6 +122,23 @@ fn allowed() -> Vec<Case> {
     for (whom, to) in in_v6 {
         cases.push(from(&RED, format!("IPv6 via the gateway to {whom}"), ipv6(&RED, HOST.mac, to)).delivered(&HOST));
     }
+    // Within the network by way of the gateway: one hop more, and the gateway's MAC.
+    for (whom, to) in [("blue", BLUE.ipv4), ("blue's second address", BLUE_SECOND_V4)] {
+        let passed_on = HOST.to(&BLUE).ipv4(RED.ipv4, to).udp(1, 2).payload(18).hops(63);
+        let case = from(&RED, format!("IPv4 via the gateway to {whom}"), ipv4(&RED, HOST.mac, to));
+        cases.push(case.routed(&BLUE, passed_on));
+    }
+    let passed_on = HOST.to(&BLUE).ipv6(RED.ipv6, BLUE_SECOND_V6).udp(1, 2).hops(63);
+    let case = from(&RED, "IPv6 via the gateway to blue's second address", ipv6(&RED, HOST.mac, BLUE_SECOND_V6));
+    cases.push(case.routed(&BLUE, passed_on));
+    for (whom, to) in [("the subnet's broadcast address", v4("10.1.0.255")), ("a free address", FREE_V4)] {
+        let case = from(&RED, format!("IPv4 via the gateway to {whom}"), ipv4(&RED, HOST.mac, to));
+        let quoted = case.frame[14..].to_vec();
+        cases.push(case.told_of(&HOST, [3, 0], 0, &quoted).because(DropReason::NoRoute));
+    }
+    let case = from(&RED, "IPv6 via the gateway to a free address", ipv6(&RED, HOST.mac, FREE_V6));
+    let quoted = case.frame[14..].to_vec();
+    cases.push(case.told_of(&HOST, [1, 0], 0, &quoted).because(DropReason::NoRoute));
     // The host may: it routes from one network to another only when it is told to.
     cases.push(from_host(&HOST, "IPv4 of cyan to red", HOST.to(&RED).ipv4(CYAN.ipv4, RED.ipv4)).delivered(&RED));
     cases.push(from_host(&HOST, "IPv4 to cyan by red's MAC", HOST.to(&RED).ipv4(HOST.ipv4, CYAN.ipv4)).delivered(&RED));

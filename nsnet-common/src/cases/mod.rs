@@ -2,8 +2,9 @@
 //! run it in the kernel, and both must find every byte, counter and table entry as it says.
 //!
 //! ```text
-//!   frame    builds frames, and knows nothing of wire::       world    three networks: what the tables hold
-//!   ethernet ipv4 arp ipv6 nd forward learn host              the cases, by theme; all() is the table
+//!   frame    builds frames, and knows nothing of wire::       world    five networks and an uplink: what the tables hold
+//!   ethernet ipv4 arp ipv6 nd forward learn host refuse       the cases, by theme; all() is the table
+//!   sequence several frames after one another: what a flow is takes more than one
 //!   check    runs a case on plain memory; what a state is, and what it should be
 //!   mutate   frames made of the cases' frames by breaking them
 //!   oracle   what may get through at all, read from the bytes once more: the judge of what mutate makes
@@ -19,8 +20,11 @@
 
 mod arp;
 pub mod check;
+mod errors;
 mod ethernet;
+mod flows;
 mod forward;
+mod fragments;
 pub mod frame;
 mod host;
 mod ipv4;
@@ -30,13 +34,18 @@ pub mod mutate;
 mod nd;
 #[cfg(test)]
 mod oracle;
+mod published;
+mod refuse;
+mod routing;
+pub mod sequence;
+mod talk;
 #[cfg(test)]
 mod tests;
 pub mod world;
 
 use crate::layout::{ForeignKey, Port, PortId, StationKey, flags};
 use crate::memory::MemoryTables;
-use crate::verdict::{DropReason, Egress, Outcome, Verdict};
+use crate::verdict::{DropReason, Egress, Outcome, Refusal, Verdict};
 use crate::wire::Mac;
 
 use frame::Frame;
@@ -49,6 +58,10 @@ pub enum Hook {
     Namespace,
     /// From the host.
     Host,
+    /// From outside.
+    Uplink,
+    /// From another program, which has dropped and counted it.
+    Refused(Refusal),
 }
 
 type Setup = Box<dyn Fn(&mut MemoryTables) + Send + Sync>;
@@ -87,6 +100,10 @@ pub struct Expect {
     pub stations: Vec<(StationKey, Option<PortId>)>,
     /// Places of learned MACs that are taken.
     pub places: Vec<(ForeignKey, Mac)>,
+    /// Why the frame was dropped, when its sender is told: the answer is the error, and the outcome its way.
+    pub told: Option<DropReason>,
+    /// Whether the answer is the frame itself, as it was passed on.
+    pub is_routed: bool,
 }
 
 /// The whole table.
@@ -94,7 +111,14 @@ pub fn all() -> Vec<Case> {
     let themes = [ethernet::cases, ipv4::cases, arp::cases, ipv6::cases, nd::cases, forward::cases, learn::cases];
     let mut cases: Vec<Case> = themes.into_iter().flat_map(|theme| theme()).collect();
     cases.extend(host::cases());
+    cases.extend(refuse::cases());
     cases
+}
+
+/// Every sequence.
+pub fn sequences() -> Vec<sequence::Sequence> {
+    let themes = [routing::sequences, flows::sequences, published::sequences, errors::sequences, fragments::sequences];
+    themes.into_iter().flat_map(|theme| theme()).collect()
 }
 
 /// Begins a case: a frame out of the namespace of `end`. It is dropped as from no port until told otherwise.
@@ -106,6 +130,8 @@ fn from(end: &End, name: impl Into<String>, frame: Frame) -> Case {
         refused: Vec::new(),
         stations: Vec::new(),
         places: Vec::new(),
+        told: None,
+        is_routed: false,
     };
     Case {
         name: name.into(),
@@ -134,6 +160,11 @@ impl Case {
         tables
     }
 
+    /// Whether another program has dropped the frame already.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.hook, Hook::Refused(_))
+    }
+
     /// The only way out is to `end`, unchanged.
     fn delivered(self, end: &End) -> Self {
         let is_host = end.flags & flags::HOST != 0;
@@ -151,6 +182,19 @@ impl Case {
         let mut case = self.delivered(sender);
         case.expect.answer = Some(bytes);
         case
+    }
+
+    /// It is passed on to `end` as these bytes.
+    fn routed(self, end: &End, frame: Frame) -> Self {
+        let mut case = self.answered(end, frame.finish());
+        case.expect.is_routed = true;
+        case
+    }
+
+    /// It was dropped for `reason` before its sender was told.
+    fn because(mut self, reason: DropReason) -> Self {
+        self.expect.told = Some(reason);
+        self
     }
 
     /// These ports get a copy.

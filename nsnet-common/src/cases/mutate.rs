@@ -2,8 +2,9 @@
 
 use crate::layout::PortId;
 
-use super::world::{BLUE_SECOND_V4, BLUE_SECOND_V6, ENDS, STRANGER};
-use super::{Case, Hook, all};
+use super::sequence::Sequence;
+use super::world::{AFAR_V4, AFAR_V6, BLUE_SECOND_V4, BLUE_SECOND_V6, ENDS, NARROW_V4, STRANGER, UPLINK};
+use super::{Case, Hook, all, sequences};
 
 /// A small generator of random numbers (SplitMix64): the same seed gives the same frames everywhere.
 #[derive(Clone, Debug)]
@@ -54,6 +55,10 @@ pub struct Mutant {
 pub struct Mutants {
     random: Random,
     parents: Vec<Mutant>,
+    /// Frames that belong together: the later ones mean something only after the others.
+    families: Vec<Vec<Mutant>>,
+    /// What is left of such.
+    rest: Vec<Mutant>,
     words: Vec<Vec<u8>>,
 }
 
@@ -64,18 +69,41 @@ const BYTES: &[u8] = &[
 ];
 
 impl Mutants {
-    /// The sequence that belongs to `seed`.
+    /// The sequence that belongs to `seed`, of frames that come in at hooks.
     pub fn new(seed: u64) -> Self {
+        let families = sequences().iter().map(family).collect::<Vec<_>>();
+        Self { families, ..Self::of(seed, |case| !case.is_refused()) }
+    }
+
+    /// The sequence that belongs to `seed`, of packets that are refused.
+    pub fn refused(seed: u64) -> Self {
+        Self::of(seed, Case::is_refused)
+    }
+
+    fn of(seed: u64, is_parent: impl Fn(&Case) -> bool) -> Self {
         let mut words = vec![BLUE_SECOND_V4.to_vec(), BLUE_SECOND_V6.to_vec(), STRANGER.0.to_vec(), vec![0; 16]];
         for end in ENDS {
             words.extend([end.mac.0.to_vec(), end.ipv4.to_vec(), end.ipv6.to_vec(), end.link_local().to_vec()]);
         }
         words.extend([vec![0xff; 6], vec![127, 0, 0, 1], vec![0x86, 0xdd], vec![0x81, 0], vec![8, 0], vec![8, 6]]);
-        Self { random: Random::new(seed), parents: all().into_iter().map(parent).collect(), words }
+        words.extend([UPLINK.mac.0.to_vec(), UPLINK.ipv4.to_vec(), UPLINK.ipv6.to_vec()]);
+        words.extend([AFAR_V4.to_vec(), AFAR_V6.to_vec(), NARROW_V4.to_vec()]);
+        let parents = all().into_iter().filter(is_parent).map(parent).collect();
+        Self { random: Random::new(seed), parents, families: Vec::new(), rest: Vec::new(), words }
     }
 
     /// The next one.
     pub fn next_mutant(&mut self) -> Mutant {
+        if self.rest.is_empty() && !self.families.is_empty() && self.random.below(3) == 0 {
+            self.rest.clone_from(self.random.pick(&self.families));
+        }
+        if let Some(mut mutant) = self.rest.pop() {
+            // Most must get through for the next ones to mean something.
+            for _ in 0..self.random.below(6).saturating_sub(3) {
+                self.change(&mut mutant.frame);
+            }
+            return mutant;
+        }
         let mut mutant = self.random.pick(&self.parents).clone();
         // Another sender for some: nearly every frame of one port is a forgery at another.
         if self.random.below(4) == 0 {
@@ -121,4 +149,17 @@ impl Mutants {
 
 fn parent(case: Case) -> Mutant {
     Mutant { hook: case.hook, port: case.port, frame: case.frame, gso_size: case.gso_size, parent: case.name }
+}
+
+/// The frames of a sequence, the first one last.
+fn family(sequence: &Sequence) -> Vec<Mutant> {
+    let frames = sequence.steps.iter().rev();
+    let mutant = |step: &super::sequence::Step| Mutant {
+        hook: step.hook,
+        port: step.port,
+        frame: step.frame.clone(),
+        gso_size: step.gso_size,
+        parent: sequence.name.clone(),
+    };
+    frames.map(mutant).collect()
 }

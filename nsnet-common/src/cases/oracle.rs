@@ -1,10 +1,12 @@
 //! What must hold for every frame that gets through, read from its bytes without any of `wire`'s or `guard`'s code.
 
 use crate::layout::PortId;
+use crate::verdict::Egress;
 use crate::wire::Mac;
 
+use super::frame::checksum;
 use super::mutate::Mutant;
-use super::world::{BLUE, BLUE_SECOND_V4, BLUE_SECOND_V6, ENDS, End};
+use super::world::{BLUE, BLUE_SECOND_V4, BLUE_SECOND_V6, ENDS, End, SECOND_V4, UPLINK};
 
 /// The end of a port.
 pub(super) fn end_of(port: PortId) -> Option<&'static End> {
@@ -64,7 +66,7 @@ impl Claim<'_> {
 
     fn ensure_v4(&self, ip: [u8; 4], is_exempt: bool) -> Verdict {
         let own = |end: &&End| end.ipv4 == ip || (end.id == BLUE.id && ip == BLUE_SECOND_V4);
-        let subnet = Some(ip[1]).filter(|number| ip[0] == 10 && (1..=3).contains(number) && ip[2] == 0);
+        let subnet = Some(ip[1]).filter(|number| ip[0] == 10 && (1..=5).contains(number) && ip[2] == 0);
         if is_exempt { Ok(()) } else { self.ensure(self.owner(own), subnet, &ip) }
     }
 
@@ -73,7 +75,7 @@ impl Claim<'_> {
             return self.ensure_v4(array(&ip, 12)?, false);
         }
         let own = |end: &&End| end.ipv6 == ip || end.link_local() == ip || (end.id == BLUE.id && ip == BLUE_SECOND_V6);
-        let subnet = Some(ip[1]).filter(|number| ip[0] == 0xfd && (1..=2).contains(number) && ip[2..8] == [0; 6]);
+        let subnet = Some(ip[1]).filter(|number| ip[0] == 0xfd && [1, 2, 4, 5].contains(number) && ip[2..8] == [0; 6]);
         self.ensure(self.owner(own), subnet, &ip)
     }
 
@@ -172,4 +174,100 @@ fn byte(bytes: &[u8], at: usize) -> Result<u8, String> {
 
 fn word(bytes: &[u8], at: usize) -> Result<u16, String> {
     array(bytes, at).map(u16::from_be_bytes)
+}
+
+/// Says what is wrong with a packet that was passed on by routing, if anything.
+pub(super) fn objection_to_routed(mutant: &Mutant, after: &[u8], egress: Egress) -> Option<String> {
+    check_routed(mutant, after, egress).err()
+}
+
+fn check_routed(mutant: &Mutant, after: &[u8], egress: Egress) -> Verdict {
+    let before = &mutant.frame;
+    ensure(before.len() == after.len(), "length")?;
+    ensure(before[12..14] == after[12..14], "ethertype")?;
+    let is_v4 = after[12] == 8;
+    let (source, destination, hops, protocol, at) = if is_v4 {
+        (26..30, 30..34, 22, after[23], 14 + usize::from(after[14] & 15) * 4)
+    } else {
+        (22..38, 38..54, 21, after[20], 54)
+    };
+    ensure(before[hops] >= 2 && after[hops] == before[hops] - 1, "hops")?;
+    let has_source = |end: &End| after[source.clone()] == *if is_v4 { &end.ipv4[..] } else { &end.ipv6[..] };
+    let is_of = |end: &End| {
+        let own = after[destination.clone()] == *if is_v4 { &end.ipv4[..] } else { &end.ipv6[..] };
+        let second = after[destination.clone()] == *if is_v4 { &BLUE_SECOND_V4[..] } else { &BLUE_SECOND_V6[..] };
+        own || end.id == BLUE.id && second || !is_v4 && after[destination.clone()] == end.link_local()
+    };
+    match egress {
+        Egress::Uplink(_) | Egress::Neighbour(_) => {
+            let sender = end_of(mutant.port).ok_or("from outside to outside")?;
+            // What is published is, where there is no route, at every address; those of namespaces begin like this.
+            let is_private = after[source.start] == if is_v4 { 10 } else { 0xfd };
+            // A gateway's address: there somebody from outside has asked a published port.
+            let is_gateway = |end: &&End| end.flags & crate::layout::flags::HOST != 0 && has_source(end);
+            let is_masqueraded = matches!(sender.network.0, 1 | 4);
+            let is_asked = ENDS.iter().any(is_gateway);
+            ensure(!is_private || is_asked || !is_masqueraded, "a private source leaves")?;
+            ensure(sender.network.0 != 3, "out of the internal network")?;
+        }
+        Egress::Namespace(to) => {
+            let to = end_of(to).ok_or("to no port")?;
+            ensure(after[..6] == to.mac.0, "MAC of the receiver")?;
+            ensure(is_of(to), "not the receiver's address")?;
+            if let Some(sender) = end_of(mutant.port) {
+                let gateway = ENDS.into_iter().find(|end| end.network == to.network).ok_or("no gateway")?;
+                let is_near = sender.network == to.network;
+                let both_open = sender.network.0 >= 4 && to.network.0 >= 4;
+                // By an address of the host's: the receiver sees its gateway, or gets the answer of who was asked.
+                let asked = has_source(gateway) || has_source(&UPLINK) || is_v4 && after[source.clone()] == SECOND_V4;
+                let hosts = ENDS.into_iter().filter(|end| end.flags & crate::layout::flags::HOST != 0);
+                ensure(is_near || both_open || asked || hosts.into_iter().any(has_source), "to another network")?;
+            }
+        }
+        Egress::Host(_) => return Err("to the host".to_owned()),
+    }
+    if is_v4 {
+        let header = |bytes: &[u8]| sum_of(&bytes[14..at]);
+        ensure(header(before) == header(after), "header checksum repaired or spoiled")?;
+    }
+    let end = 14 + if is_v4 { usize::from(word(after, 16)?) } else { 40 + usize::from(word(after, 18)?) };
+    let end = if end > after.len() || end < at { after.len() } else { end };
+    let is_later = is_v4 && word(after, 20)? & 0x1fff != 0;
+    if is_later || !matches!((protocol, is_v4), (6 | 17, _) | (1, true) | (58, false)) {
+        return Ok(());
+    }
+    let is_error = matches!((protocol, after[at]), (1, 3 | 11 | 12) | (58, 1..=4));
+    if is_error && end != after.len() {
+        // A quotation is read on to the frame's end, whatever is padding there.
+        return Ok(());
+    }
+    let no_checksum = protocol == 17 && word(before, at + 6)? == 0;
+    if no_checksum {
+        ensure(word(after, at + 6)? == 0, "a checksum where there was none")?;
+    } else {
+        let message = |bytes: &[u8]| {
+            let pseudo =
+                if protocol == 1 { Vec::new() } else { [&bytes[source.clone()], &bytes[destination.clone()]].concat() };
+            sum_of(&[&pseudo, &bytes[at..end]].concat())
+        };
+        ensure(message(before) == message(after), "checksum repaired or spoiled")?;
+    }
+    // Ports or identifier, and checksum.
+    let changed: &[core::ops::Range<usize>] = match protocol {
+        6 => &[0..4, 16..18],
+        17 => &[0..4, 6..8],
+        // An error: all that is quoted.
+        _ if is_error => return Ok(()),
+        _ => &[2..4, 4..6],
+    };
+    for position in at..after.len() {
+        let is_field = changed.iter().any(|range| range.contains(&(position - at)));
+        ensure(is_field || before[position] == after[position], "payload changed")?;
+    }
+    Ok(())
+}
+
+/// The sum of bytes, in which both zeros are one.
+fn sum_of(bytes: &[u8]) -> u16 {
+    checksum(bytes) % 0xffff
 }

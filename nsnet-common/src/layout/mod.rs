@@ -3,15 +3,31 @@
 //! A change that alters what an existing pin means raises [`LAYOUT_VERSION`]: it is part of the pins' folder, so an
 //! older program's maps are never misread.
 
+mod flow;
+mod fragment;
+mod nat;
 mod port;
+mod socket;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::wire::{IpAddress, Mac};
+pub use flow::{
+    About, Flow, Flow4, FlowKey, FlowKey4, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_YOUNG_FLOWS, flow_flags,
+};
+pub use fragment::{
+    FRAGMENT_TIMEOUT, Fragment, FragmentKey, HELD_BYTES, HELD_PER_PORT, Held, HeldKey, Holding, MAX_FRAGMENTS,
+    MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
+};
+pub use nat::{
+    MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
+    PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
+};
 pub use port::{Port, flags};
+pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
 /// Version of everything in this file, part of the path of the pins.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -41,14 +57,64 @@ pub const FLOOD_COPY_NS: u64 = 5_000;
 /// How far ahead of the clock a port may run: a burst of 40,000 copies.
 pub const FLOOD_BURST_NS: u64 = 200_000_000;
 
+/// What one ICMP error costs a port's allowance: 1,000 errors a second, Linux's own limit (net.ipv4.icmp_msgs_per_sec)
+/// until 6.12. Enough for every traceroute; as a flood it is less than what a namespace may send to begin with.
+pub const REFUSAL_NS: u64 = 1_000_000;
+/// How far ahead of the clock a port's errors may run: a burst of 50, as Linux's (net.ipv4.icmp_msgs_burst).
+pub const REFUSAL_BURST_NS: u64 = 50 * REFUSAL_NS;
+
 /// Names of the programs and maps, as in the object and among the pins.
 pub mod names {
     /// tcx ingress of the host end of a namespace's veth.
     pub const FROM_NAMESPACE: &str = "from_namespace";
     /// tcx egress of a network's own interface in the host.
     pub const FROM_HOST: &str = "from_host";
-    /// Every program.
-    pub const PROGRAMS: [&str; 2] = [FROM_NAMESPACE, FROM_HOST];
+    /// tcx ingress of an uplink.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// Called by `from_namespace` for what goes to the gateway.
+    pub const ROUTED: &str = "routed";
+    /// Called by `routed` and `from_uplink` for ICMP errors.
+    pub const RELATED: &str = "related";
+    /// Called by `routed` and `from_uplink` for what belongs to no flow.
+    pub const OPENED: &str = "opened";
+    /// Called by the others for a packet that is refused with an ICMP error.
+    pub const REFUSED: &str = "refused";
+    /// Called by `routed` and `from_uplink` for fragments.
+    pub const FRAGMENTED: &str = "fragmented";
+    /// Called by the others for a packet that is too long for the way out, and may be cut.
+    pub const CUT: &str = "cut";
+    /// Every program at a TC hook, or called by one.
+    pub const PROGRAMS: [&str; 9] =
+        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT];
+    /// The programs at the root cgroup, which every socket meets; named like the hooks they are at.
+    pub const SOCKET_PROGRAMS: [&str; 10] = [
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
+        "getpeername4",
+        "getpeername6",
+        "bind4",
+        "bind6",
+    ];
+    /// The programs that others call, by their place in [`STAGES`].
+    pub const CALLED: [&str; 6] = [ROUTED, OPENED, REFUSED, RELATED, FRAGMENTED, CUT];
+    /// Place of `routed` in [`STAGES`].
+    pub const ROUTED_STAGE: u32 = 0;
+    /// Place of `opened`.
+    pub const OPENED_STAGE: u32 = 1;
+    /// Place of `refused`.
+    pub const REFUSED_STAGE: u32 = 2;
+    /// Place of `related`.
+    pub const RELATED_STAGE: u32 = 3;
+    /// Place of `fragmented`.
+    pub const FRAGMENTED_STAGE: u32 = 4;
+    /// Place of `cut`.
+    pub const CUT_STAGE: u32 = 5;
+    /// Program array of what is called, in the order of [`CALLED`].
+    pub const STAGES: &str = "STAGES";
 
     /// Array of [`Port`](super::Port) by port id.
     pub const PORTS: &str = "PORTS";
@@ -68,11 +134,83 @@ pub mod names {
     pub const DROPS: &str = "DROPS";
     /// Array of u64 by port id: when the port's flood allowance is used up to, on the monotonic clock, nanoseconds.
     pub const FLOOD_CLOCKS: &str = "FLOOD_CLOCKS";
+    /// Array of u64 by port id: when the port's allowance of ICMP errors is used up to, like `FLOOD_CLOCKS`.
+    pub const REFUSAL_CLOCKS: &str = "REFUSAL_CLOCKS";
+    /// Hash of interface index (u32) to the uplink's [`PortId`](super::PortId).
+    pub const UPLINKS: &str = "UPLINKS";
+    /// Array of [`Policy`](super::Policy) by network id.
+    pub const POLICIES: &str = "POLICIES";
+    /// Hash of [`FlowKey4`](super::FlowKey4) to [`Flow4`](super::Flow4): established flows.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// Hash of [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow): established flows.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// LRU hash like `FLOWS4`: flows that are not established yet.
+    pub const YOUNG4: &str = "YOUNG4";
+    /// LRU hash like `FLOWS6`: flows that are not established yet.
+    pub const YOUNG6: &str = "YOUNG6";
+    /// Hash of [`MappingKey`](super::MappingKey) to [`Mapping`](super::Mapping).
+    pub const MAPPINGS: &str = "MAPPINGS";
+    /// Array of [`Usage`](super::Usage) by port id.
+    pub const USAGE: &str = "USAGE";
+    /// LPM trie of [`PublishedKey`](super::PublishedKey) to a place in `PUBLISHES` (u32).
+    pub const PUBLISHED: &str = "PUBLISHED";
+    /// Array of [`Publish`](super::Publish).
+    pub const PUBLISHES: &str = "PUBLISHES";
+    /// Per-CPU array of u64 by place in `PUBLISHES`: flows that were made for it.
+    pub const PUBLISH_HITS: &str = "PUBLISH_HITS";
+    /// LRU hash of [`FragmentKey`](super::FragmentKey) to [`Fragment`](super::Fragment).
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// LRU hash of [`HeldKey`](super::HeldKey) to [`Held`](super::Held).
+    pub const HELD: &str = "HELD";
+    /// Array of [`Holding`](super::Holding) by port id.
+    pub const HOLDING: &str = "HOLDING";
+    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8), all but link-local ones.
+    pub const LOCALS: &str = "LOCALS";
+    /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
+    pub const ORIGINALS: &str = "ORIGINALS";
     /// Every map.
-    pub const MAPS: [&str; 9] = [PORTS, NETWORKS, STATIONS, FOREIGN, ADDRESSES, SUBNETS, COUNTERS, DROPS, FLOOD_CLOCKS];
+    pub const MAPS: [&str; 27] = [
+        PORTS,
+        NETWORKS,
+        STATIONS,
+        FOREIGN,
+        ADDRESSES,
+        SUBNETS,
+        COUNTERS,
+        DROPS,
+        FLOOD_CLOCKS,
+        STAGES,
+        UPLINKS,
+        POLICIES,
+        FLOWS4,
+        FLOWS6,
+        YOUNG4,
+        YOUNG6,
+        MAPPINGS,
+        USAGE,
+        PUBLISHED,
+        PUBLISHES,
+        PUBLISH_HITS,
+        REFUSAL_CLOCKS,
+        FRAGMENTS,
+        HELD,
+        HOLDING,
+        LOCALS,
+        ORIGINALS,
+    ];
 
     /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).
     pub const USE_REDIRECT_PEER: &str = "USE_REDIRECT_PEER";
+    /// Global: whether the programs must set the type of a frame that `bpf_redirect_peer` takes (u8, 0 or 1).
+    pub const SET_PACKET_TYPE: &str = "SET_PACKET_TYPE";
+    /// Global: whether the FIB tells the source address (u8, 0 or 1; Linux 6.7).
+    pub const USE_FIB_SOURCE: &str = "USE_FIB_SOURCE";
+    /// Global: the key of the hash that NAT chooses ports by (u64, random).
+    pub const SECRET: &str = "SECRET";
+    /// Global: the cookie of the host's network namespace (u64), by which socket hooks know its sockets.
+    pub const HOST_COOKIE: &str = "HOST_COOKIE";
+    /// Global: whether socket hooks may say with which error they refuse (u8, 0 or 1; Linux 5.18); else it is EPERM.
+    pub const USE_SET_RETVAL: &str = "USE_SET_RETVAL";
 }
 
 /// A port's number on this host, 1 to `MAX_PORTS - 1`. 0 is "no port".
@@ -106,6 +244,11 @@ impl PortId {
 )]
 #[repr(transparent)]
 pub struct NetworkId(pub u16);
+
+impl NetworkId {
+    /// No network: what is beyond an uplink.
+    pub const OUTSIDE: Self = Self(0);
+}
 
 /// One network: the head of its list of ports.
 ///
@@ -252,9 +395,16 @@ impl Traffic {
         self.packets = self.packets.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(u64::from(length));
     }
+
+    /// Takes back a frame of `length` bytes. Another CPU may have counted it: only the sum over all CPUs is a number.
+    #[inline(always)]
+    pub fn take_back(&mut self, length: u32) {
+        self.packets = self.packets.wrapping_sub(1);
+        self.bytes = self.bytes.wrapping_sub(u64::from(length));
+    }
 }
 
-/// What one port has seen, on one CPU: `received.packets` = forwarded + `flooded` + `answered` + drops.
+/// What one port has seen, on one CPU: `received.packets` = forwarded + `flooded` + `answered` + `passed` + drops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct PortCounters {
@@ -264,8 +414,11 @@ pub struct PortCounters {
     pub sent: Traffic,
     /// Received frames that were flooded.
     pub flooded: u64,
-    /// Received ARP requests and neighbour solicitations that were answered.
+    /// Received ARP requests and neighbour solicitations that were answered. A packet that is refused with an ICMP error is
+    /// among the drops and not here; the error is among what was sent.
     pub answered: u64,
+    /// Received on an uplink and left to the host.
+    pub passed: u64,
 }
 
 /// The MAC of a port: `02:NN:NN:PP:PP:xx`, network, port, and a byte that changes when a port id is used again.
@@ -309,6 +462,6 @@ mod tests {
         assert_eq!(size_of::<Port>(), 40);
         assert_eq!(size_of::<StationKey>(), 8);
         assert_eq!(size_of::<Station>(), 16);
-        assert_eq!(size_of::<PortCounters>(), 48);
+        assert_eq!(size_of::<PortCounters>(), 56);
     }
 }

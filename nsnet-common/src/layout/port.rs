@@ -15,6 +15,8 @@ pub mod flags {
     pub const TRUSTED: u16 = 1 << 2;
     /// The network has an IPv6 subnet.
     pub const IPV6: u16 = 1 << 3;
+    /// An uplink: an interface of the host's that is no port of a network, with an index of the kernel's choosing.
+    pub const UPLINK: u16 = 1 << 4;
 }
 
 /// One port: all that is needed to judge a frame from it and to deliver a frame to it.
@@ -30,7 +32,7 @@ pub struct Port {
     place: u64,
     /// IPv6 address.
     ipv6: [u64; 2],
-    /// Id (2), MTU (2), zero (4).
+    /// Id (2), MTU (2), interface index (4) of an uplink.
     size: u64,
 }
 
@@ -50,6 +52,13 @@ impl Port {
     pub fn with_addresses(self, ipv4: Option<[u8; 4]>, ipv6: Option<[u8; 16]>) -> Self {
         let ipv6 = zerocopy::transmute!(ipv6.unwrap_or_default());
         Self { ipv6, ..self.placed(ipv4.unwrap_or_default(), self.network(), self.next()) }
+    }
+
+    /// An uplink: the interface `ifindex`, with its first addresses.
+    pub fn uplink(id: PortId, ifindex: u32, mac: Mac, mtu: u16, ipv4: Option<[u8; 4]>, ipv6: Option<[u8; 16]>) -> Self {
+        let port = Self::new(id, NetworkId::OUTSIDE, mac, mtu, flags::UPLINK).with_addresses(ipv4, ipv6);
+        let ([i, j], [k, l], [m, n, o, p]) = (id.0.to_ne_bytes(), mtu.to_ne_bytes(), ifindex.to_ne_bytes());
+        Self { size: u64::from_ne_bytes([i, j, k, l, m, n, o, p]), ..port }
     }
 
     fn placed(self, ipv4: [u8; 4], network: NetworkId, next: PortId) -> Self {
@@ -76,6 +85,19 @@ impl Port {
     pub fn id(&self) -> PortId {
         let [a, b, ..] = self.size.to_ne_bytes();
         PortId(u16::from_ne_bytes([a, b]))
+    }
+
+    /// The index of its interface in the host.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        let [.., a, b, c, d] = self.size.to_ne_bytes();
+        if self.is_uplink() { u32::from_ne_bytes([a, b, c, d]) } else { self.id().ifindex() }
+    }
+
+    /// Whether it is an uplink and no port of a network.
+    #[inline(always)]
+    pub fn is_uplink(&self) -> bool {
+        self.flags() & flags::UPLINK != 0
     }
 
     /// The network that the port belongs to.

@@ -12,6 +12,18 @@ use crate::wire::{IpAddress, Mac};
 pub struct Type(pub u8);
 
 impl Type {
+    /// Destination unreachable, RFC 4443 section 3.1.
+    pub const UNREACHABLE: Self = Self(1);
+    /// Packet too big, RFC 4443 section 3.2.
+    pub const TOO_BIG: Self = Self(2);
+    /// Time exceeded, RFC 4443 section 3.3.
+    pub const TIME_EXCEEDED: Self = Self(3);
+    /// Parameter problem, RFC 4443 section 3.4.
+    pub const PARAMETER_PROBLEM: Self = Self(4);
+    /// Echo request, RFC 4443 section 4.1.
+    pub const ECHO: Self = Self(128);
+    /// Echo reply, RFC 4443 section 4.2.
+    pub const ECHO_REPLY: Self = Self(129);
     /// Router solicitation, RFC 4861 section 4.1.
     pub const ROUTER_SOLICITATION: Self = Self(133);
     /// Router advertisement, section 4.2.
@@ -28,7 +40,24 @@ impl Type {
     pub const fn is_neighbour_discovery(self) -> bool {
         matches!(self.0, 133..=137)
     }
+
+    /// Whether it is about another packet, which it quotes: the types below 128 (RFC 4443 section 2.1).
+    #[inline(always)]
+    pub const fn is_error(self) -> bool {
+        self.0 < 128
+    }
 }
+
+/// Code of [`Type::UNREACHABLE`]: no route to the destination.
+pub const NO_ROUTE: u8 = 0;
+/// Code of [`Type::UNREACHABLE`]: a rule forbids it.
+pub const PROHIBITED: u8 = 1;
+/// Code of [`Type::UNREACHABLE`]: the destination does not answer.
+pub const ADDRESS_UNREACHABLE: u8 = 3;
+/// Code of [`Type::UNREACHABLE`]: nobody listens at the port.
+pub const PORT_UNREACHABLE: u8 = 4;
+/// Code of [`Type::TIME_EXCEEDED`]: the hop limit ended on the way.
+pub const HOP_LIMIT_EXCEEDED: u8 = 0;
 
 /// What every message of ours begins with: type, code, checksum, and four bytes that depend on the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -36,7 +65,7 @@ impl Type {
 pub struct Head {
     /// What the message is.
     pub kind: Type,
-    /// 0 in every valid message of neighbour discovery.
+    /// What exactly; 0 in every valid message of neighbour discovery.
     pub code: u8,
     /// Over the pseudo-header and the whole message.
     pub checksum: U16,
@@ -44,10 +73,44 @@ pub struct Head {
 }
 
 impl Head {
+    /// Bytes of the head; the packet that an error is about begins here.
+    pub const LEN: usize = size_of::<Self>();
+    /// Offset of the checksum in the head.
+    pub const CHECKSUM_AT: usize = core::mem::offset_of!(Self, checksum);
+    /// Offset of an echo's identifier in the head.
+    pub const IDENTIFIER_AT: usize = core::mem::offset_of!(Self, flags);
+
     /// The head of a message with these flags (only advertisements have any).
     #[inline(always)]
     pub fn new(kind: Type, flags: u8, checksum: u16) -> Self {
         Self { kind, code: 0, checksum: U16::new(checksum), flags: [flags, 0, 0, 0] }
+    }
+
+    /// The head of an error. `mtu` is 0 for all but [`Type::TOO_BIG`].
+    #[inline(always)]
+    pub fn error(kind: Type, code: u8, mtu: u32, checksum: u16) -> Self {
+        Self { kind, code, checksum: U16::new(checksum), flags: mtu.to_be_bytes() }
+    }
+
+    /// What tells one sender's echoes from another's.
+    #[inline(always)]
+    pub fn identifier(&self) -> u16 {
+        let [a, b, ..] = self.flags;
+        u16::from_be_bytes([a, b])
+    }
+
+    /// The MTU that [`Type::TOO_BIG`] names.
+    #[inline(always)]
+    pub fn mtu(&self) -> u32 {
+        u32::from_be_bytes(self.flags)
+    }
+
+    /// Another identifier. The checksum is the caller's to change with it.
+    #[inline(always)]
+    pub fn set_identifier(&mut self, identifier: u16) {
+        let [_, _, c, d] = self.flags;
+        let [a, b] = identifier.to_be_bytes();
+        self.flags = [a, b, c, d];
     }
 }
 
@@ -129,6 +192,18 @@ mod tests {
         expected.extend(target.0);
         assert_eq!(message.as_bytes(), expected);
         assert_eq!(MacOption::new(TARGET_MAC, Mac([2, 0, 1, 0, 2, 0])).as_bytes(), [2, 1, 2, 0, 1, 0, 2, 0]);
+    }
+
+    #[test]
+    fn an_error_and_an_echo_as_on_the_wire() {
+        let error = Head::error(Type::TOO_BIG, 0, 0x0001_0500, 0xbeef);
+        assert_eq!(error.as_bytes(), [2, 0, 0xbe, 0xef, 0, 1, 5, 0]);
+        assert!(error.mtu() == 0x0001_0500 && error.kind.is_error());
+        let mut echo = Head::read_from_bytes(&[128, 0, 0xab, 0xcd, 0x12, 0x34, 0, 7]).unwrap();
+        assert!(echo.identifier() == 0x1234 && !echo.kind.is_error());
+        echo.set_identifier(0x5678);
+        assert_eq!(echo.as_bytes(), [128, 0, 0xab, 0xcd, 0x56, 0x78, 0, 7]);
+        assert_eq!((Head::CHECKSUM_AT, Head::IDENTIFIER_AT), (2, 4));
     }
 
     #[test]

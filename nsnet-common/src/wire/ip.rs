@@ -43,6 +43,13 @@ impl IpAddress {
         }
     }
 
+    /// The last four bytes: the whole of an IPv4 address.
+    #[inline(always)]
+    pub const fn low(self) -> [u8; 4] {
+        let [.., a, b, c, d] = self.0;
+        [a, b, c, d]
+    }
+
     /// Whether it is an IPv6 multicast address, ff00::/8.
     #[inline(always)]
     pub const fn is_multicast_v6(self) -> bool {
@@ -90,6 +97,8 @@ pub struct IpProtocol(pub u8);
 impl IpProtocol {
     /// IPv6 hop-by-hop options.
     pub const HOP_BY_HOP: Self = Self(0);
+    /// ICMP.
+    pub const ICMP: Self = Self(1);
     /// TCP.
     pub const TCP: Self = Self(6);
     /// UDP.
@@ -104,6 +113,8 @@ impl IpProtocol {
     pub const ICMPV6: Self = Self(58);
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: Self = Self(60);
+    /// SCTP.
+    pub const SCTP: Self = Self(132);
 }
 
 #[cfg(test)]

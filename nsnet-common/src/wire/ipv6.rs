@@ -4,6 +4,7 @@ use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::packet::Packet;
+use crate::tables::Tables;
 use crate::verdict::DropReason;
 use crate::wire::{Ethernet, IpAddress, IpProtocol};
 
@@ -30,6 +31,8 @@ pub struct UpperLayer {
     pub extended: bool,
     /// Whether it is here: false for all fragments but the first.
     pub is_here: bool,
+    /// Whether it is in the first of several fragments.
+    pub is_first_fragment: bool,
 }
 
 /// The first bytes that all extension headers have in common.
@@ -84,30 +87,29 @@ impl Ipv6 {
     /// A chain that does not end within the frame, or within eight headers, is refused: RFC 7113 section 3 asks that of
     /// a guard, which else could be passed by hiding what it looks for.
     #[inline(always)]
-    pub fn upper_layer(&self, frame: &impl Packet) -> Result<UpperLayer, DropReason> {
+    pub fn upper_layer(&self, frame: &impl Packet, tables: impl Tables) -> Result<UpperLayer, DropReason> {
+        let protocol = IpProtocol(self.next_header);
+        let at = (Ethernet::LEN + Self::LEN) as u16;
+        let upper = UpperLayer { protocol, at, extended: false, is_here: true, is_first_fragment: false };
+        if unit_of(protocol).is_none() { Ok(upper) } else { walk(upper, frame, tables) }
+    }
+
+    /// Offset of the fragment header from the start of `frame`, if there is one. Apart from [`Ipv6::upper_layer`], whose
+    /// callers have no stack for it.
+    #[inline(always)]
+    pub fn fragment_at(&self, frame: &impl Packet, tables: impl Tables) -> Option<u16> {
         let mut protocol = IpProtocol(self.next_header);
         let mut at = (Ethernet::LEN + Self::LEN) as u16;
-        let mut is_here = true;
-        for passed in 0..=MAX_EXTENSIONS {
-            let unit = match protocol {
-                IpProtocol::HOP_BY_HOP | IpProtocol::ROUTING | IpProtocol::DESTINATION_OPTIONS => 8,
-                IpProtocol::AUTHENTICATION => 4,
-                IpProtocol::FRAGMENT => 0,
-                _ => return Ok(UpperLayer { protocol, at, extended: passed != 0, is_here }),
-            };
-            let extension = frame.view::<Extension>(usize::from(at)).ok_or(DropReason::BadIpv6)?;
+        let mut is_found = false;
+        tables.repeat(MAX_EXTENSIONS as u32, &mut || {
+            is_found = protocol == IpProtocol::FRAGMENT;
+            let (Some(unit), false) = (unit_of(protocol), is_found) else { return false };
+            let Some(extension) = frame.view::<Extension>(usize::from(at)) else { return false };
             protocol = IpProtocol(extension.next_header);
-            at += match unit {
-                8 => 8 + u16::from(extension.length) * 8,
-                4 => 8 + u16::from(extension.length) * 4,
-                _ => 8,
-            };
-            if unit == 0 && extension.fragment_offset.get() & !7 != 0 {
-                is_here = false;
-                return Ok(UpperLayer { protocol, at, extended: true, is_here });
-            }
-        }
-        Err(DropReason::BadIpv6)
+            at = at.saturating_add(8 + u16::from(extension.length) * unit);
+            true
+        });
+        is_found.then_some(at)
     }
 
     /// The header that follows.
@@ -128,6 +130,15 @@ impl Ipv6 {
         self.hop_limit
     }
 
+    /// The header after a router has passed it on with these addresses: one hop less.
+    #[inline(always)]
+    #[must_use]
+    pub fn forwarded(mut self, source: IpAddress, destination: IpAddress) -> Self {
+        self.hop_limit = self.hop_limit.saturating_sub(1);
+        (self.source, self.destination) = (source, destination);
+        self
+    }
+
     /// The sender.
     #[inline(always)]
     pub fn source(&self) -> IpAddress {
@@ -141,9 +152,51 @@ impl Ipv6 {
     }
 }
 
+/// In what units the length of an extension header counts; 0 for the fragment header, whose length is known.
+#[inline(always)]
+fn unit_of(protocol: IpProtocol) -> Option<u16> {
+    match protocol {
+        IpProtocol::HOP_BY_HOP | IpProtocol::ROUTING | IpProtocol::DESTINATION_OPTIONS => Some(8),
+        IpProtocol::AUTHENTICATION => Some(4),
+        IpProtocol::FRAGMENT => Some(0),
+        _ => None,
+    }
+}
+
+/// Walks the chain that begins at `upper`. By `repeat`, because the verifier walks each round of a plain loop.
+#[inline(always)]
+fn walk(mut upper: UpperLayer, frame: &impl Packet, tables: impl Tables) -> Result<UpperLayer, DropReason> {
+    let mut ended = false;
+    // One round more than there may be headers, which finds that the chain is at its end.
+    tables.repeat(MAX_EXTENSIONS as u32 + 1, &mut || {
+        let Some(unit) = unit_of(upper.protocol) else {
+            ended = true;
+            return false;
+        };
+        let Some(extension) = frame.view::<Extension>(usize::from(upper.at)) else { return false };
+        upper.protocol = IpProtocol(extension.next_header);
+        upper.at = upper.at.saturating_add(8 + u16::from(extension.length) * unit);
+        upper.extended = true;
+        if unit != 0 {
+            return true;
+        }
+        // The offset in units of 8 bytes, and the last bit says that more follow (RFC 8200 section 4.5). A packet may be
+        // one fragment only (RFC 6946).
+        let field = extension.fragment_offset.get();
+        if field & !7 != 0 {
+            (upper.is_here, ended) = (false, true);
+            return false;
+        }
+        upper.is_first_fragment = field & 1 != 0;
+        true
+    });
+    if ended { Ok(upper) } else { Err(DropReason::BadIpv6) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::MemoryTables;
     use crate::packet::Buffer;
 
     fn frame(next_header: u8, payload: &[u8]) -> Buffer {
@@ -157,7 +210,7 @@ mod tests {
 
     fn upper(next_header: u8, payload: &[u8]) -> Result<UpperLayer, DropReason> {
         let frame = frame(next_header, payload);
-        Ipv6::read(&frame)?.upper_layer(&frame)
+        Ipv6::read(&frame)?.upper_layer(&frame, &MemoryTables::default())
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod arp;
 pub mod ethernet;
+pub mod icmp;
 pub mod icmpv6;
 pub mod ip;
 pub mod ipv4;

@@ -1,4 +1,4 @@
-//! TCP (RFC 9293) and UDP (RFC 768), as far as a switch looks: ports and the length of the header.
+//! TCP (RFC 9293) and UDP (RFC 768), as far as a switch and a NAT look.
 
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -16,6 +16,8 @@ pub struct Udp {
 impl Udp {
     /// Bytes of the header.
     pub const LEN: usize = size_of::<Self>();
+    /// Offset of the checksum in the header.
+    pub const CHECKSUM_AT: usize = core::mem::offset_of!(Self, checksum);
 
     /// The sender's port.
     #[inline(always)]
@@ -28,6 +30,34 @@ impl Udp {
     pub fn destination_port(&self) -> u16 {
         self.destination_port.get()
     }
+
+    /// Bytes of the header and what follows.
+    #[inline(always)]
+    pub fn length(&self) -> u16 {
+        self.length.get()
+    }
+}
+
+/// The ports, which TCP, UDP and SCTP have at the same place; network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Ports {
+    /// The sender's.
+    pub source: [u8; 2],
+    /// The receiver's.
+    pub destination: [u8; 2],
+}
+
+/// Bits of [`Tcp::flags`] (RFC 9293 section 3.1).
+pub mod tcp_flags {
+    /// The sender has no more to send.
+    pub const FIN: u8 = 1 << 0;
+    /// Begins a connection.
+    pub const SYN: u8 = 1 << 1;
+    /// Ends it at once.
+    pub const RST: u8 = 1 << 2;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 1 << 4;
 }
 
 /// The TCP header, without options.
@@ -46,6 +76,29 @@ pub struct Tcp {
 }
 
 impl Tcp {
+    /// Bytes of the header without options.
+    pub const LEN: usize = size_of::<Self>();
+    /// Offset of the checksum in the header.
+    pub const CHECKSUM_AT: usize = core::mem::offset_of!(Self, checksum);
+
+    /// See [`tcp_flags`].
+    #[inline(always)]
+    pub fn flags(&self) -> u8 {
+        self.flags
+    }
+
+    /// Number of the first byte.
+    #[inline(always)]
+    pub fn sequence(&self) -> u32 {
+        self.sequence.get()
+    }
+
+    /// Number of the next byte that the sender expects.
+    #[inline(always)]
+    pub fn acknowledgement(&self) -> u32 {
+        self.acknowledgement.get()
+    }
+
     /// Bytes of the header with its options.
     #[inline(always)]
     pub fn header_length(&self) -> usize {

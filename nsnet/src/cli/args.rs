@@ -1,14 +1,20 @@
 //! The grammar of the command line.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use nsnet_common::wire::Mac;
+use nsnet_common::layout::FlowState;
+use nsnet_common::wire::{IpProtocol, Mac};
 
 use super::output::Format;
 use crate::model::edit::MTU_IPV4;
+use crate::model::flow::{parse_protocol, parse_state};
 use crate::model::name::Name;
+use crate::model::policy::{Filtering, Outside, Timeout, UplinkChoice};
+use crate::model::ports::PortRange;
+use crate::model::spec::Spec;
 use crate::model::state::mac_text;
 
 /// Network namespaces joined by an eBPF dataplane: no Linux bridge, no iptables.
@@ -41,6 +47,9 @@ pub(super) enum Command {
     /// Networks: a switch with the host as its gateway
     #[command(subcommand)]
     Network(NetworkVerb),
+    /// Masquerade: what leaves a network gets an address of the host's
+    #[command(subcommand)]
+    Masquerade(MasqueradeVerb),
     /// Put a namespace into a network
     Attach(AttachArgs),
     /// Take a namespace out of a network
@@ -53,12 +62,21 @@ pub(super) enum Command {
     /// Routes in namespaces
     #[command(subcommand)]
     Route(RouteVerb),
+    /// Published ports: ports of the host that lead to a namespace
+    #[command(subcommand)]
+    Publish(PublishVerb),
     /// The forwarding table: which MAC is behind which port
     #[command(subcommand)]
     Fdb(ListVerb),
     /// The addresses that ARP and neighbour discovery are answered for
     #[command(subcommand)]
     Neigh(ListVerb),
+    /// Flows between networks and beyond: list, flush, watch
+    #[command(subcommand)]
+    Ct(CtVerb),
+    /// Which address and port outside stands for which inside
+    #[command(subcommand)]
+    Nat(NatVerb),
     /// What each port has received, sent and dropped
     Stats,
     /// What was dropped, where and why
@@ -156,6 +174,21 @@ pub(super) enum NetworkVerb {
     },
 }
 
+/// Verbs of `masquerade`.
+#[derive(Debug, Subcommand)]
+pub(super) enum MasqueradeVerb {
+    /// From now on what leaves the network gets an address of the host's
+    On {
+        /// The network
+        network: Name,
+    },
+    /// From now on new flows leave with their own addresses; existing flows go on as they are
+    Off {
+        /// The network
+        network: Name,
+    },
+}
+
 /// Arguments of `network add`.
 #[derive(Debug, Args)]
 pub(super) struct NetworkArgs {
@@ -170,6 +203,61 @@ pub(super) struct NetworkArgs {
     /// Longest packet in bytes, without the Ethernet header; that of the default route's interface when left out
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MTU_IPV4)..))]
     pub mtu: Option<u16>,
+    /// What its namespaces may do beyond it
+    #[command(flatten)]
+    pub outside: OutsideArgs,
+}
+
+/// Arguments of `network add` about what is beyond the network.
+#[derive(Debug, Args)]
+pub(super) struct OutsideArgs {
+    /// What leaves the network gets an address of the host's
+    #[arg(long)]
+    pub masquerade: bool,
+    /// No way out and none in: namespaces reach one another and the gateway
+    #[arg(long)]
+    pub internal: bool,
+    /// Whether other networks' namespaces are kept away; two networks reach each other when neither is isolated
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    pub isolate: bool,
+    /// The host's interface that leads out; `auto`, as when left out, follows the host's routes
+    #[arg(long, value_name = "IF|auto")]
+    pub uplink: Option<UplinkChoice>,
+    /// Ports that masqueraded flows are given when their own is taken
+    #[arg(long, value_name = "LOW-HIGH")]
+    pub snat_ports: Option<PortRange>,
+    /// Source addresses of masqueraded packets, one of each family; those of the interface they leave by when left out
+    #[arg(long, num_args = 1.., value_name = "IP")]
+    pub snat_source: Vec<IpAddr>,
+    /// Who may answer to a mapped port: who was sent to (apdf), his whole host (adf), everybody (eif)
+    #[arg(long, value_name = "apdf|adf|eif", default_value_t)]
+    pub filtering: Filtering,
+    /// Seconds that idle flows live: tcp-established, tcp-transitory, udp, dns, icmp, other
+    #[arg(long, num_args = 1.., value_name = "NAME=SECONDS")]
+    pub timeout: Vec<Timeout>,
+    /// Flows that one namespace may have established
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub flows_per_ns: Option<u32>,
+    /// Ports that one namespace may hold for its masqueraded flows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ports_per_ns: Option<u32>,
+}
+
+impl From<&OutsideArgs> for Outside {
+    fn from(args: &OutsideArgs) -> Self {
+        Self {
+            masquerade: args.masquerade,
+            internal: args.internal,
+            isolated: args.isolate,
+            uplink: args.uplink.clone(),
+            snat_ports: args.snat_ports,
+            snat_sources: args.snat_source.clone(),
+            filtering: args.filtering,
+            timeouts: args.timeout.clone(),
+            flows_per_ns: args.flows_per_ns,
+            ports_per_ns: args.ports_per_ns,
+        }
+    }
 }
 
 /// Arguments of `attach`.
@@ -223,11 +311,148 @@ pub(super) enum RouteVerb {
     },
 }
 
+/// Verbs of `publish`.
+#[derive(Debug, Subcommand)]
+pub(super) enum PublishVerb {
+    /// Publish ports of a namespace
+    Add {
+        /// The namespace
+        ns: Name,
+        /// `[HOST_IP:][PORT[-END]:]PORT[-END][/tcp|/udp|/sctp]`: the host's address (all when left out), the host's ports
+        /// (a free one is chosen when left out, or of a range that leads to one port), the namespace's ports
+        #[arg(required = true, value_name = "SPEC")]
+        specs: Vec<Spec>,
+        /// The network by which it is reached; its first one when left out
+        #[arg(long)]
+        network: Option<Name>,
+    },
+    /// Publish them no more
+    Del {
+        /// The namespace
+        ns: Name,
+        /// What was published, as it was given or as it was printed
+        #[arg(required = true, value_name = "SPEC")]
+        specs: Vec<Spec>,
+    },
+    /// List what is published
+    List,
+}
+
 /// The one verb of tables that the dataplane keeps.
 #[derive(Debug, Subcommand)]
 pub(super) enum ListVerb {
     /// List the entries
     List,
+}
+
+/// Verbs of `ct`.
+#[derive(Debug, Subcommand)]
+pub(super) enum CtVerb {
+    /// List flows, one row for both directions
+    List {
+        /// Which flows; all when left out
+        #[command(flatten)]
+        filter: FlowArgs,
+        /// Those too that have ended and wait to be cleared away
+        #[arg(long)]
+        all: bool,
+        /// Print no more than this many
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Forget flows: their next packet is judged anew
+    Flush {
+        /// Which flows; all when left out
+        #[command(flatten)]
+        filter: FlowArgs,
+    },
+    /// Print flows as they begin, change their state and end, until interrupted
+    Watch {
+        /// Which flows; all when left out
+        #[command(flatten)]
+        filter: FlowArgs,
+        /// How often to look
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+        interval: Duration,
+    },
+}
+
+/// Which flows are meant. Aliases are those of conntrack(8).
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(super) struct FlowArgs {
+    /// tcp, udp, icmp, icmpv6, sctp, or a number
+    #[arg(short, long, alias = "proto", value_parser = parse_protocol)]
+    pub protocol: Option<IpProtocol>,
+    /// Who opened the flow
+    #[arg(short, long, aliases = ["src", "orig-src"], value_name = "IP[/LEN]", value_parser = prefix)]
+    pub source: Option<IpNet>,
+    /// To whom
+    #[arg(short, long, aliases = ["dst", "orig-dst"], value_name = "IP[/LEN]", value_parser = prefix)]
+    pub destination: Option<IpNet>,
+    /// The opener's port; of an ICMP query, its identifier
+    #[arg(long, alias = "orig-port-src", value_name = "PORT")]
+    pub sport: Option<u16>,
+    /// The port it was opened to
+    #[arg(long, alias = "orig-port-dst", value_name = "PORT")]
+    pub dport: Option<u16>,
+    /// Who answers
+    #[arg(short, long, alias = "reply-src", value_name = "IP[/LEN]", value_parser = prefix)]
+    pub reply_source: Option<IpNet>,
+    /// Where answers go
+    #[arg(short = 'q', long, alias = "reply-dst", value_name = "IP[/LEN]", value_parser = prefix)]
+    pub reply_destination: Option<IpNet>,
+    /// The port that answers come from
+    #[arg(long, alias = "reply-port-src", value_name = "PORT")]
+    pub reply_sport: Option<u16>,
+    /// The port that answers go to
+    #[arg(long, alias = "reply-port-dst", value_name = "PORT")]
+    pub reply_dport: Option<u16>,
+    /// unreplied, half-open, established, closing or closed
+    #[arg(long, value_parser = parse_state)]
+    pub state: Option<FlowState>,
+    /// Flows of this namespace, or to it
+    #[arg(long, value_name = "NS")]
+    pub ns: Option<Name>,
+    /// Flows that begin or end in this network
+    #[arg(long)]
+    pub network: Option<Name>,
+    /// IPv4 only
+    #[arg(short = '4', group = "one_family")]
+    pub v4: bool,
+    /// IPv6 only
+    #[arg(short = '6', group = "one_family")]
+    pub v6: bool,
+    /// One family only
+    #[arg(short, long, value_enum, group = "one_family")]
+    pub family: Option<IpFamily>,
+}
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum IpFamily {
+    /// IPv4
+    Ipv4,
+    /// IPv6
+    Ipv6,
+}
+
+/// Verbs of `nat`.
+#[derive(Debug, Subcommand)]
+pub(super) enum NatVerb {
+    /// List the endpoints that hold a port outside
+    List,
+}
+
+/// A prefix, or one address.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    parsed.ok_or_else(|| "say an address, or a prefix such as 192.168.1.0/24".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok().filter(|seconds| (0.05..=86400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "say seconds, 0.05 to 86400".to_owned())
 }
 
 /// Arguments of `demo`.

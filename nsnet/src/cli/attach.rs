@@ -8,11 +8,12 @@ use super::Answer;
 use super::args::AttachArgs;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
+use crate::kernel::netlink::Netlink;
 use crate::kernel::observe;
-use crate::model::edit::AttachRequest;
+use crate::model::edit::{AttachRequest, default_route};
 use crate::model::name::Name;
 use crate::model::plan::Step;
-use crate::model::state::Attachment;
+use crate::model::state::{Attachment, State};
 
 pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
     host.member(args.ns.as_str())?;
@@ -28,20 +29,35 @@ pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
     let (port, _was_known) = host.change_and_repair(
         |state| {
             let was_known = state.attachment(&request.network, &request.ns).is_some();
-            Ok((state.attach(&request)?, was_known))
+            let port = state.attach(&request)?;
+            if !was_known {
+                give_default_routes(host, state, &port)?;
+            }
+            Ok((port, was_known))
         },
         |host, state, (port, was_known)| {
             // One that stands already is looked at, and made anew if something is wrong with it.
             let Some(network) = state.networks.get(&port.network).filter(|_| *was_known) else { return Ok(Vec::new()) };
+            let routes = state.routes.iter().filter(|route| route.ns == port.ns);
             if observe::attachment_faults(host, port, network)?.is_empty() {
-                return Ok(Vec::new());
+                // Its routes may be lost all the same.
+                let lost = routes.filter(|route| observe::route_faults(route).is_ok_and(|faults| !faults.is_empty()));
+                return Ok(lost.cloned().map(Step::AddRoute).collect());
             }
-            let routes = state.routes.iter().filter(|route| route.ns == port.ns).cloned().map(Step::AddRoute);
+            let routes = routes.cloned().map(Step::AddRoute);
             Ok([Step::Attach(port.clone(), network.clone())].into_iter().chain(routes).collect())
         },
     )?;
     output::print_one(format, &table([&port]))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives a namespace default routes where its network has a way out, and somebody else has not given it one before.
+pub(super) fn give_default_routes(host: &Host, state: &mut State, port: &Attachment) -> anyhow::Result<()> {
+    let Ok(ns) = host.member(port.ns.as_str()) else { return Ok(()) };
+    let routes = Netlink::inside(&ns)?.routes()?;
+    state.add_default_routes(port, |v4| routes.iter().any(|route| route.dest == default_route(v4)));
+    Ok(())
 }
 
 pub(super) fn detach(host: &Host, network: &Name, ns: &Name) -> Answer {

@@ -8,18 +8,23 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use serde_json::json;
 
-use super::Answer;
 use super::output::{self, Format, Table, with_progress};
+use super::{Answer, bypassed};
+use crate::kernel::cgroup;
+use crate::kernel::error::Result;
 use crate::kernel::features::{Features, WITHOUT};
 use crate::kernel::host::Host;
 use crate::kernel::mounts::is_bpffs;
+use crate::kernel::netfilter::{self, Bypassed};
 use crate::kernel::store::BPFFS;
-use crate::kernel::trial::trial;
+use crate::kernel::trial::{Trial, trial};
 
 /// How a check came out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Finding {
     Ok,
+    /// To be known, but nothing is missing.
+    Note,
     /// Something else is used instead.
     Fallback,
     /// nsnet cannot work so.
@@ -30,6 +35,7 @@ impl Finding {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Note => "note",
             Self::Fallback => "fallback",
             Self::Missing => "missing",
         }
@@ -57,7 +63,19 @@ pub(super) fn doctor(format: Format, host_ns: Option<&str>) -> Answer {
     if checks.iter().all(|(check, finding, _)| *check != "capabilities" || *finding == Finding::Ok) {
         let features = Features::probe();
         checks.extend([tcx(features), redirect_peer(features), helper("bpf_loop", BpfHelper::BPF_FUNC_loop, "5.17")]);
-        checks.push(with_progress("trying the dataplane", || dataplane(features)));
+        let tried = with_progress("trying the dataplane", || trial(features));
+        checks.push(cgroup_hooks(features, entered.as_ref().ok(), tried.as_ref().ok()));
+        checks.push(dataplane(tried));
+    }
+
+    let bypassed = entered.as_ref().map_or_else(
+        |_no_host| Ok(Vec::new()),
+        |host| netfilter::bypassed(&bypassed::networks(&host.state().unwrap_or_default())),
+    );
+    checks.push(netfilter_check(&bypassed));
+    let bypassed = bypassed.unwrap_or_default();
+    if format == Format::Table {
+        checks.extend(bypassed.iter().map(|rule| ("netfilter", Finding::Note, rule.to_string())));
     }
 
     let mut table = Table::new(&["check", "finding", "detail"]);
@@ -65,7 +83,16 @@ pub(super) fn doctor(format: Format, host_ns: Option<&str>) -> Answer {
     for (check, finding, detail) in checks {
         table.row([json!(check), json!(finding.word()), json!(detail)]);
     }
-    output::print(format, &table)?;
+    match format {
+        Format::Table => output::print(format, &table)?,
+        Format::Json => {
+            let mut rows = table.to_json();
+            if let Some(row) = rows.as_array_mut().and_then(|rows| rows.last_mut()) {
+                row["bypassed"] = bypassed::table(&bypassed).to_json();
+            }
+            output::print_json(&rows)?;
+        }
+    }
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -143,8 +170,40 @@ fn ipv6() -> Check {
     }
 }
 
-fn dataplane(features: Features) -> Check {
-    match trial(features) {
+/// The last check: in JSON it has the rules, in the table they follow.
+fn netfilter_check(bypassed: &Result<Vec<Bypassed>>) -> Check {
+    match bypassed {
+        Ok(rules) if rules.is_empty() => ("netfilter", Finding::Ok, "no rules are bypassed".to_owned()),
+        Ok(rules) => ("netfilter", Finding::Note, bypassed::summary(rules)),
+        Err(error) => ("netfilter", Finding::Note, error.to_string()),
+    }
+}
+
+/// The programs at the host's sockets: an extra, so that what is missing is never more than a fallback.
+fn cgroup_hooks(features: Features, host: Option<&Host>, tried: Option<&Trial>) -> Check {
+    let refused = || tried.and_then(|trial| trial.sockets.clone());
+    let is_loaded_without =
+        || host.is_some_and(|host| host.dataplane.is_loaded() && !host.dataplane.has_socket_hooks());
+    let why = if !features.cgroup {
+        cgroup::root().err().map(|error| error.to_string()).or_else(|| Some("turned off by NSNET_WITHOUT".to_owned()))
+    } else {
+        refused().or_else(|| is_loaded_without().then(|| "the dataplane was loaded without them".to_owned()))
+    };
+    let (finding, detail) = match why {
+        Some(why) => {
+            (Finding::Fallback, format!("programs of the host reach no published port, and may bind it: {why}"))
+        }
+        None if !features.set_retval => {
+            let detail = "a bind of a published port fails with EPERM; with EADDRINUSE on Linux 5.18 and later";
+            (Finding::Fallback, format!("{detail}{}", forced("set_retval")))
+        }
+        None => (Finding::Ok, "programs of the host reach published ports, and cannot bind them".to_owned()),
+    };
+    ("cgroup hooks", finding, detail)
+}
+
+fn dataplane(tried: Result<Trial>) -> Check {
+    match tried {
         Ok(trial) => {
             let programs: Vec<String> =
                 trial.instructions.iter().map(|(name, count)| format!("{name} {count}")).collect();

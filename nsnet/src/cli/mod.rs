@@ -2,17 +2,23 @@
 
 mod args;
 mod attach;
+mod bypassed;
 mod cable;
+mod ct;
 mod demo;
 mod doctor;
 #[cfg(feature = "log")]
 mod log;
+mod masquerade;
 mod namespace;
+mod nat;
 mod network;
 mod output;
+mod publish;
 mod route;
 mod show;
 mod status;
+mod stream;
 
 use std::process::ExitCode;
 
@@ -54,11 +60,15 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Ns(verb) => namespace::run(&host()?, format, verb),
         Command::Cable(verb) => cable::run(&host()?, format, verb),
         Command::Network(verb) => network::run(&host()?, format, verb),
+        Command::Masquerade(verb) => masquerade::run(&host()?, format, verb),
         Command::Attach(request) => attach::attach(&host()?, format, request),
         Command::Detach { network, ns } => attach::detach(&host()?, network, ns),
         Command::Route(verb) => route::run(&host()?, format, verb),
+        Command::Publish(verb) => publish::run(&host()?, format, verb),
         Command::Fdb(_list) => show::fdb(&host()?, format),
         Command::Neigh(_list) => show::neigh(&host()?, format),
+        Command::Ct(verb) => ct::run(&host()?, format, verb),
+        Command::Nat(_list) => nat::list(&host()?, format),
         Command::Stats => show::stats(&host()?, format),
         Command::Drops => show::drops(&host()?, format),
         #[cfg(feature = "log")]

@@ -2,17 +2,18 @@
 
 use std::process::ExitCode;
 
+use nsnet_common::layout::Policy;
 use serde_json::json;
 
-use super::Answer;
 use super::args::{NetworkArgs, NetworkVerb};
-use super::attach;
 use super::output::{self, Format, Table, with_progress};
+use super::{Answer, attach, bypassed};
 use crate::kernel::host::Host;
-use crate::kernel::observe;
+use crate::kernel::{self, observe, policy, uplink};
 use crate::model::edit::NetworkRequest;
 use crate::model::name::Name;
 use crate::model::plan::Step;
+use crate::model::policy::{Outside, TimeoutKind};
 use crate::model::state::{Network, State};
 
 /// The MTU when neither the user nor a default route gives one.
@@ -38,27 +39,61 @@ fn add(host: &Host, format: Format, args: &NetworkArgs) -> Answer {
         gateways: args.gateway.clone(),
         mtu: args.mtu,
         default_mtu: default_mtu(host)?,
+        outside: Outside::from(&args.outside),
     };
+    let loads = !host.dataplane.is_loaded();
     let (network, _was_known) = with_progress(&format!("making network {}", args.name), || {
         host.change_and_repair(
             |state| {
                 let was_known = state.networks.contains_key(&request.name);
-                Ok((state.add_network(&request)?, was_known))
-            },
-            |host, state, (network, was_known)| {
-                // One that stands already is looked at, and made anew if something is wrong with it.
-                if !was_known || observe::network_faults(host, network)?.is_empty() {
-                    return Ok(Vec::new());
+                let network = state.add_network(&request)?;
+                if was_known {
+                    // Interfaces may have come and gone.
+                    uplink::look_around(host, &state.networks.clone(), state)?;
                 }
-                let ports = state.attachments.iter().filter(|port| port.network == network.name);
-                let attach = ports.map(|port| Step::Attach(port.clone(), network.clone()));
-                Ok([Step::LoadDataplane, Step::AddNetwork(network.clone())].into_iter().chain(attach).collect())
+                Ok((network, was_known))
             },
+            |host, state, (network, was_known)| if *was_known { repair(host, state, network) } else { Ok(Vec::new()) },
         )
     })?;
+    for warning in network.outside.warnings() {
+        output::note(&warning);
+    }
     let state = host.state()?;
     output::print_one(format, &table(&state, [&network]))?;
+    if loads {
+        bypassed::tell(&state);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One that stands already is looked at, and what is wrong with it, or with the way out, is made anew.
+fn repair(host: &Host, state: &State, network: &Network) -> kernel::error::Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    let is_broken = !observe::network_faults(host, network)?.is_empty();
+    if is_broken {
+        steps.push(Step::LoadDataplane);
+    }
+    for uplink in &state.uplinks {
+        if !uplink::faults(host, uplink)?.is_empty() {
+            steps.push(Step::AddUplink(uplink.clone()));
+        }
+    }
+    steps.extend(policy::mending(host, state, is_broken)?);
+    if is_broken {
+        steps.push(Step::AddNetwork(network.clone()));
+        let ports = state.attachments.iter().filter(|port| port.network == network.name);
+        for port in ports {
+            steps.push(Step::Attach(port.clone(), network.clone()));
+            // They went with the interface in the namespace.
+            steps.extend(state.routes.iter().filter(|route| route.ns == port.ns).cloned().map(Step::AddRoute));
+        }
+        let publishes = state.publishes.iter().filter(|publish| publish.network == network.name);
+        steps.extend(publishes.cloned().map(Step::AddPublish));
+    } else if !policy::faults(host, network)?.is_empty() {
+        steps.push(Step::SetPolicy(network.clone(), network.clone()));
+    }
+    Ok(steps)
 }
 
 /// As netavark does: that of the default route's interface.
@@ -78,8 +113,10 @@ fn delete(host: &Host, names: &[Name], force: bool) -> Answer {
     Ok(ExitCode::SUCCESS)
 }
 
-fn table<'a>(state: &State, networks: impl IntoIterator<Item = &'a Network>) -> Table {
-    let mut table = Table::new(&["name", "subnet", "gateway", "mac", "mtu", "ports"]);
+/// Networks, as `network add` answers and `network list` lists them.
+pub(super) fn table<'a>(state: &State, networks: impl IntoIterator<Item = &'a Network>) -> Table {
+    let mut table =
+        Table::new(&["name", "subnet", "gateway", "mac", "mtu", "ports", "masquerade", "uplink", "internal"]);
     for network in networks {
         let subnets: Vec<_> = network.subnets.iter().map(|subnet| subnet.net).collect();
         let gateways = network.gateways();
@@ -91,8 +128,29 @@ fn table<'a>(state: &State, networks: impl IntoIterator<Item = &'a Network>) -> 
             json!(network.mac.to_string()),
             json!(network.mtu),
             json!(ports),
+            json!(network.outside.masquerade),
+            json!(network.outside.uplink),
+            json!(network.outside.internal),
         ]);
     }
+    table
+}
+
+/// The rest of what a network's namespaces may do beyond it.
+fn outside_table(outside: &Outside) -> Table {
+    let mut table =
+        Table::new(&["isolated", "filtering", "snat_ports", "snat_source", "timeouts", "flows_per_ns", "ports_per_ns"]);
+    let timeouts: Vec<String> =
+        TimeoutKind::ALL.into_iter().map(|kind| format!("{kind}={}", outside.timeout(kind))).collect();
+    table.row([
+        json!(outside.isolated),
+        json!(outside.filtering),
+        json!(outside.pool()),
+        json!(outside.snat_sources),
+        json!(timeouts),
+        json!(outside.flows_per_ns.unwrap_or(Policy::DEFAULT.flows_per_ns)),
+        json!(outside.ports_per_ns.unwrap_or(Policy::DEFAULT.ports_per_ns)),
+    ]);
     table
 }
 
@@ -101,9 +159,12 @@ fn show(host: &Host, format: Format, name: &Name) -> Answer {
     let network = state.network(name)?;
     let ports: Vec<_> = state.attachments.iter().filter(|port| port.network == *name).collect();
     let (about, ports) = (table(&state, [network]), attach::table(ports));
+    let outside = outside_table(&network.outside);
     match format {
         Format::Table => {
             output::print(format, &about)?;
+            output::line("")?;
+            output::print(format, &outside)?;
             if !ports.is_empty() {
                 output::line("")?;
                 output::print(format, &ports)?;
@@ -111,6 +172,9 @@ fn show(host: &Host, format: Format, name: &Name) -> Answer {
         }
         Format::Json => {
             let mut value = about.to_json()[0].take();
+            if let (Some(all), Some(more)) = (value.as_object_mut(), outside.to_json()[0].as_object_mut()) {
+                all.append(more);
+            }
             value["ports"] = ports.to_json();
             output::print_json(&value)?;
         }

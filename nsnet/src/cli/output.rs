@@ -132,7 +132,8 @@ pub(super) fn with_progress<T>(what: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn text(value: &Value) -> String {
+/// A value in a table.
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) if text.is_empty() => "-".to_owned(),

@@ -73,26 +73,32 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
         "tx_bytes",
         "flooded",
         "answered",
+        "passed",
         "dropped",
     ]);
     if host.dataplane.is_loaded() {
         let maps = host.maps();
         let drops = maps.drops()?;
         let members = state.members();
-        let counters = maps.counters(members.iter().map(|member| member.port))?;
-        for (member, counters) in members.iter().zip(counters) {
-            let of_port = drops.range((member.port, 0)..=(member.port, u16::MAX));
+        let of_networks =
+            members.iter().map(|member| (Some(&member.network.name), member.ns, member.interface, member.port));
+        let of_uplinks = state.uplinks.iter().map(|uplink| (None, None, uplink.interface.as_str(), uplink.port()));
+        let rows: Vec<_> = of_networks.chain(of_uplinks).collect();
+        let counters = maps.counters(rows.iter().map(|(_, _, _, port)| *port))?;
+        for ((network, ns, interface, port), counters) in rows.into_iter().zip(counters) {
+            let of_port = drops.range((port, 0)..=(port, u16::MAX));
             let dropped: u64 = of_port.map(|(_, traffic)| traffic.packets).sum();
             table.row([
-                json!(member.network.name),
-                json!(member.interface),
-                json!(member.ns),
+                json!(network),
+                json!(interface),
+                json!(ns),
                 json!(counters.received.packets),
                 json!(counters.received.bytes),
                 json!(counters.sent.packets),
                 json!(counters.sent.bytes),
                 json!(counters.flooded),
                 json!(counters.answered),
+                json!(counters.passed),
                 json!(dropped),
             ]);
         }
@@ -108,8 +114,9 @@ pub(super) fn drops(host: &Host, format: Format) -> Answer {
         let members = state.members();
         for ((port, code), Traffic { packets, bytes }) in host.maps().drops()? {
             let reason = DropReason::from_code(code);
+            let uplink = state.uplink(port).map(|uplink| uplink.interface.clone());
             table.row([
-                json!(port_name(&members, port)),
+                json!(uplink.or_else(|| port_name(&members, port))),
                 json!(reason.map_or_else(|| format!("code-{code}"), |reason| reason.label().to_owned())),
                 json!(packets),
                 json!(bytes),

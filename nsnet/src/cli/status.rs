@@ -25,17 +25,21 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "attachments": state.attachments.len(),
             "cables": state.cables.len(),
             "routes": state.routes.len(),
+            "uplinks": state.uplinks.len(),
+            "publishes": state.publishes.len(),
             "dataplane": if loaded { "loaded" } else { "not loaded" },
             "drift": table.to_json(),
         }))?,
         Format::Table => {
             output::line(&format!(
-                "{} networks, {} namespaces, {} attachments, {} cables, {} routes; dataplane {}",
+                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; dataplane {}",
                 state.networks.len(),
                 state.namespaces.len(),
                 state.attachments.len(),
                 state.cables.len(),
                 state.routes.len(),
+                state.uplinks.len(),
+                state.publishes.len(),
                 if loaded { "loaded" } else { "not loaded" },
             ))?;
             if drift.is_empty() {

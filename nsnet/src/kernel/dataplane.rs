@@ -9,15 +9,18 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramFd, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+use super::netns::NetNs;
+use super::sockets;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -28,6 +31,8 @@ pub enum Hook {
     Namespace,
     /// The network's own interface: what the host sends.
     Host,
+    /// An uplink: what comes from outside.
+    Uplink,
 }
 
 impl Hook {
@@ -36,12 +41,13 @@ impl Hook {
         match self {
             Self::Namespace => names::FROM_NAMESPACE,
             Self::Host => names::FROM_HOST,
+            Self::Uplink => names::FROM_UPLINK,
         }
     }
 
     fn attach_type(self) -> TcAttachType {
         match self {
-            Self::Namespace => TcAttachType::Ingress,
+            Self::Namespace | Self::Uplink => TcAttachType::Ingress,
             Self::Host => TcAttachType::Egress,
         }
     }
@@ -75,6 +81,10 @@ impl Dataplane {
         let draft = PathBuf::from(format!("{}_new", self.root.display()));
         remove_pins(&draft)?;
         let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
+            if features.cgroup {
+                // Without them the dataplane works still: `nsnet doctor` and `nsnet status` tell.
+                let _told_there = sockets::install(&mut ebpf, &draft);
+            }
             fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))
         });
         if pinned.is_err() {
@@ -97,6 +107,11 @@ impl Dataplane {
             remove_pins(&entry.path())?;
         }
         Ok(())
+    }
+
+    /// Whether the programs at the host's sockets are there.
+    pub fn has_socket_hooks(&self) -> bool {
+        sockets::are_installed(&self.root)
     }
 
     /// The folder of the pinned maps.
@@ -139,8 +154,17 @@ impl Dataplane {
         }
     }
 
+    /// The same for an interface that stays: the program is off when this returns.
+    ///
+    /// With the pin alone the kernel takes it off some time later. A descriptor's end is waited for (an RCU grace period).
+    pub fn detach_and_wait(&self, port: PortId) -> Result<()> {
+        let held = PinnedLink::from_pin(self.link_path(port)).ok();
+        self.detach(port)?;
+        drop(held);
+        Ok(())
+    }
+
     /// The kernel's number of a loaded program.
-    #[cfg(feature = "log")]
     pub fn program_id(&self, name: &str) -> Result<u32> {
         let what = || format!("read the description of program {name}");
         let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
@@ -187,21 +211,59 @@ pub(crate) fn put_on(
 
 /// Opens the embedded object with its globals set, and has the verifier accept its programs.
 pub fn open_object(features: Features) -> Result<Ebpf> {
+    open_object_with(features, random()?)
+}
+
+/// The same, with the key of the hash that NAT chooses ports by.
+pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
             .with_remedy("run `cargo xtask build`"));
     }
-    let use_peer = u8::from(features.redirect_peer);
+    let (use_peer, use_source) = (u8::from(features.redirect_peer), u8::from(features.fib_source));
+    let set_type = u8::from(!features.peer_scrubs);
+    let use_retval = u8::from(features.set_retval);
+    let cookie = NetNs::current()?.cookie()?;
     let mut ebpf = EbpfLoader::new()
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
         .btf(None)
         .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
+        .override_global(names::SET_PACKET_TYPE, &set_type, true)
+        .override_global(names::USE_FIB_SOURCE, &use_source, true)
+        .override_global(names::SECRET, &secret, true)
+        .override_global(names::HOST_COOKIE, &cookie, true)
+        .override_global(names::USE_SET_RETVAL, &use_retval, true)
         .load(OBJECT)
         .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
     for name in names::PROGRAMS {
         program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
     }
+    connect_stages(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Enters the programs that others call where those look for them.
+fn connect_stages(ebpf: &mut Ebpf) -> Result<()> {
+    let what = |error| refused(format!("enter programs into {}", names::STAGES), error);
+    let mut stages = Vec::new();
+    for name in names::CALLED {
+        let fd = program_in(ebpf, name)?.fd().map_err(|error| refused(format!("use program {name}"), error))?;
+        stages.push(ProgramFd::try_clone(fd).doing(|| format!("use program {name}"))?);
+    }
+    let missing = || KernelError::refused(format!("find map {}", names::STAGES), "the eBPF object does not have it");
+    let mut array = ProgramArray::try_from(ebpf.map_mut(names::STAGES).ok_or_else(missing)?).map_err(what)?;
+    for (place, program) in stages.iter().enumerate() {
+        array.set(place as u32, program, 0).map_err(what)?;
+    }
+    Ok(())
+}
+
+/// 64 bits that nobody can guess.
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    let source = fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
+    source.doing(|| "read /dev/urandom")?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// The program `name` of a loaded object.

@@ -3,6 +3,8 @@
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
 use aya::sys::{BpfHelper, is_helper_supported};
 
+use super::cgroup;
+
 /// The kernel's abilities that change what we do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
@@ -10,6 +12,15 @@ pub struct Features {
     pub tcx: bool,
     /// `bpf_redirect_peer` (Linux 5.10); else `bpf_redirect`, a queue longer.
     pub redirect_peer: bool,
+    /// `bpf_redirect_peer` makes the frame the namespace's own (Linux 6.16); else the programs set its type.
+    pub peer_scrubs: bool,
+    /// `BPF_FIB_LOOKUP_SRC` (Linux 6.7); else the source of masqueraded packets is the uplink's first address, as the
+    /// control plane last saw it.
+    pub fib_source: bool,
+    /// The root cgroup can be opened, for the hooks at sockets; else programs of the host reach no published port.
+    pub cgroup: bool,
+    /// `bpf_set_retval` (Linux 5.18); else what these hooks refuse fails with EPERM.
+    pub set_retval: bool,
 }
 
 /// Features named here, separated by commas, are treated as missing: that is how the fall-backs are tested.
@@ -25,6 +36,19 @@ impl Features {
             redirect_peer: allowed("redirect_peer")
                 && is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_redirect_peer)
                     .unwrap_or(false),
+            peer_scrubs: allowed("peer_scrubs") && kernel_is_at_least(6, 16),
+            fib_source: allowed("fib_source") && kernel_is_at_least(6, 7),
+            cgroup: allowed("cgroup") && cgroup::root().is_ok(),
+            set_retval: allowed("set_retval")
+                && is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false),
         }
     }
+}
+
+/// By version, because a flag of a helper shows only when a program with it runs.
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (major, minor)
 }

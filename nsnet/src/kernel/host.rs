@@ -11,8 +11,11 @@ use super::mounts;
 use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::place::{self, Place};
+use super::reserved;
+use super::sockets;
 use super::steps;
 use super::store::{BPFFS, Store};
+use super::uplink;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
 
@@ -114,6 +117,10 @@ impl Host {
         let old = record.state;
         let mut new = old.clone();
         let answer = edit(&mut new)?;
+        if new.networks != old.networks {
+            uplink::look_around(self, &old.networks, &mut new)?;
+        }
+        reserved::note_before(&mut new)?;
         let mut steps = plan(&old, &new);
         steps.extend(repair(self, &new, &answer)?);
         if steps.is_empty() {
@@ -153,7 +160,8 @@ impl Host {
                 };
             }
         }
-        Ok(())
+        // The steps may have given the host addresses, or taken some.
+        sockets::refresh_locals(self).or_else(|error| self.take_back(steps).and(Err(error)))
     }
 
     /// Undoes steps, last first; goes on after an error, and reports the first.

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 
 use super::error::{KernelError, Result, unless};
@@ -27,6 +29,11 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it was set up (IFF_UP); whether it has a carrier is another question.
     pub up: bool,
+    /// Whether it carries Ethernet frames (ARPHRD_ETHER).
+    pub is_ethernet: bool,
+    /// Whether what comes in by it goes to another interface: a port of a bridge, bond or team. (A VRF only has it use
+    /// other routes.)
+    pub is_enslaved: bool,
     /// The driver's kind, such as "veth"; `None` for physical interfaces and `lo`.
     pub kind: Option<String>,
     /// IFLA_LINK: for a veth the index of its other end, in the namespace of that end.
@@ -147,21 +154,29 @@ fn read_link(message: &RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        is_enslaved: false,
         kind: None,
         peer_index: None,
         peer_netnsid: None,
     };
+    let (mut has_controller, mut is_in_vrf) = (false, false);
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::Controller(index) => has_controller = *index != 0,
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(address) => link.mac = address.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(peer) => link.peer_index = Some(*peer).filter(|&peer| peer != 0),
             LinkAttribute::LinkNetNsId(id) => link.peer_netnsid = Some(*id).filter(|&id| id >= 0),
-            LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(kind);
+                is_in_vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
+            }
             _ => {}
         }
     }
+    link.is_enslaved = has_controller && !is_in_vrf;
     Some(link)
 }
 

@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use ipnet::IpNet;
 use nsnet_common::layout::{
     AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
-    StationKey, SubnetKey, Traffic, names,
+    StationKey, SubnetKey, Traffic, Usage, names,
 };
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -33,9 +33,13 @@ impl Maps {
         Self { folder: dataplane.maps_dir() }
     }
 
-    fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &str, kind: fn(MapData) -> Map) -> Result<M> {
-        let opened = MapData::from_pin(self.folder.join(name)).and_then(|data| M::try_from(kind(data)));
-        opened.map_err(|error| refused(format!("open map {name}"), error))
+    pub(super) fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &str, kind: fn(MapData) -> Map) -> Result<M> {
+        M::try_from(kind(self.data(name)?)).map_err(|error| refused(format!("open map {name}"), error))
+    }
+
+    /// A map without its types.
+    pub(super) fn data(&self, name: &str) -> Result<MapData> {
+        MapData::from_pin(self.folder.join(name)).map_err(|error| refused(format!("open map {name}"), error))
     }
 
     fn ports(&self) -> Result<Array<MapData, Port>> {
@@ -148,8 +152,18 @@ impl Maps {
         Ok(())
     }
 
+    /// Writes a port's entry, outside of any network's list.
+    pub(super) fn set_port(&self, port: &Port) -> Result<()> {
+        set_slot(&mut self.ports()?, names::PORTS, u32::from(port.id().0), *port)
+    }
+
+    /// Empties a port's entry, which is in no network's list.
+    pub(super) fn clear_port(&self, id: PortId) -> Result<()> {
+        set_slot(&mut self.ports()?, names::PORTS, u32::from(id.0), Port::default())
+    }
+
     /// Sets everything counted for a port to 0.
-    fn reset_counters(&self, id: PortId) -> Result<()> {
+    pub(super) fn reset_counters(&self, id: PortId) -> Result<()> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
         let zeros = PerCpuValues::try_from(vec![PortCounters::default(); cpus])
             .map_err(|error| KernelError::new("reset counters", error))?;
@@ -159,6 +173,8 @@ impl Maps {
         for reason in DropReason::ALL {
             gone(drops.remove(&DropKey { port: id, reason: reason.code() }), names::DROPS)?;
         }
+        let mut usage: Array<MapData, Usage> = self.open(names::USAGE, Map::Array)?;
+        set_slot(&mut usage, names::USAGE, u32::from(id.0), Usage::default())?;
         let mut clocks: Array<MapData, u64> = self.open(names::FLOOD_CLOCKS, Map::Array)?;
         set_slot(&mut clocks, names::FLOOD_CLOCKS, u32::from(id.0), 0)
     }
@@ -208,6 +224,7 @@ impl Maps {
                 sent: plus(sum.sent, cpu.sent),
                 flooded: sum.flooded + cpu.flooded,
                 answered: sum.answered + cpu.answered,
+                passed: sum.passed + cpu.passed,
             }))
         };
         ids.into_iter().map(over_cpus).collect()
@@ -218,14 +235,18 @@ impl Maps {
         let mut drops = Drops::new();
         for (key, values) in self.drops_map()?.iter().flatten() {
             let sum = values.iter().fold(Traffic::default(), |sum, cpu| plus(sum, *cpu));
-            drops.insert((key.port, key.reason), sum);
+            // Fragments that waited have been taken back.
+            if sum != Traffic::default() {
+                drops.insert((key.port, key.reason), sum);
+            }
         }
         Ok(drops)
     }
 }
 
 fn plus(one: Traffic, other: Traffic) -> Traffic {
-    Traffic { packets: one.packets + other.packets, bytes: one.bytes + other.bytes }
+    // One CPU may have taken back what another has counted.
+    Traffic { packets: one.packets.wrapping_add(other.packets), bytes: one.bytes.wrapping_add(other.bytes) }
 }
 
 fn subnet_key(subnet: &IpNet) -> Key<SubnetKey> {
@@ -233,20 +254,20 @@ fn subnet_key(subnet: &IpNet) -> Key<SubnetKey> {
     Key::new(bits, SubnetKey(IpAddress::from(subnet.network())))
 }
 
-fn get_slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) -> Result<V> {
+pub(super) fn get_slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) -> Result<V> {
     map.get(&index, 0).map_err(|error| refused(format!("read map {name}"), error))
 }
 
-fn set_slot<V: Pod>(map: &mut Array<MapData, V>, name: &str, index: u32, value: V) -> Result<()> {
+pub(super) fn set_slot<V: Pod>(map: &mut Array<MapData, V>, name: &str, index: u32, value: V) -> Result<()> {
     map.set(index, value, 0).map_err(|error| refused(format!("write map {name}"), error))
 }
 
 /// A removal, for which "not there" is as good.
-fn gone(result: std::result::Result<(), MapError>, name: &str) -> Result<()> {
+pub(super) fn gone(result: std::result::Result<(), MapError>, name: &str) -> Result<()> {
     found(result, name).map(|_removed| ())
 }
 
-fn found<T>(result: std::result::Result<T, MapError>, name: &str) -> Result<Option<T>> {
+pub(super) fn found<T>(result: std::result::Result<T, MapError>, name: &str) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),

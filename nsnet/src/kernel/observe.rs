@@ -7,7 +7,9 @@ use super::error::Result;
 use super::host::Host;
 use super::netlink::Netlink;
 use super::netns::NetNs;
+use super::publish;
 use super::steps::{host_port, namespace_port};
+use super::{policy, uplink};
 use crate::model::state::{Attachment, Cable, Network, Route, State};
 use nsnet_common::layout::{NetworkId, Port};
 
@@ -31,7 +33,17 @@ pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
         note(format!("namespace {name}"), gone.then(|| "it is gone".to_owned()).into_iter().collect());
     }
     for network in state.networks.values() {
-        note(format!("network {}", network.name), network_faults(host, network)?);
+        let mut faults = network_faults(host, network)?;
+        faults.extend(
+            policy::faults(host, network)?.into_iter().filter(|what| !faults.contains(what)).collect::<Vec<_>>(),
+        );
+        note(format!("network {}", network.name), faults);
+    }
+    for uplink in &state.uplinks {
+        note(format!("uplink {}", uplink.interface), uplink::faults(host, uplink)?);
+    }
+    for (object, what) in policy::pool_faults(host, state)? {
+        note(object, vec![what]);
     }
     for port in &state.attachments {
         if let Some(network) = state.networks.get(&port.network) {
@@ -44,6 +56,7 @@ pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
     for route in &state.routes {
         note(format!("route {} in {}", route.dest, route.ns), route_faults(route)?);
     }
+    found.extend(publish::drift(host, state)?);
     Ok(found)
 }
 
@@ -109,7 +122,8 @@ fn cable_faults(cable: &Cable) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-fn route_faults(route: &Route) -> Result<Vec<String>> {
+/// What is wrong with a route.
+pub fn route_faults(route: &Route) -> Result<Vec<String>> {
     let Ok(ns) = NetNs::named(route.ns.as_str()) else { return Ok(vec!["its namespace is gone".to_owned()]) };
     let routes = Netlink::inside(&ns)?.routes()?;
     let is_there = routes.iter().any(|other| other.dest == route.dest && other.via == Some(route.via));

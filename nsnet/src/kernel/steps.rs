@@ -11,10 +11,12 @@ use super::error::{KernelError, Result};
 use super::host::Host;
 use super::netlink::Netlink;
 use super::netns::NetNs;
+use super::publish;
+use super::reserved;
 use super::route;
 use super::store::BPFFS;
 use super::veth::VethSpec;
-use super::{mounts, named, sysctl};
+use super::{mounts, named, policy, sysctl, uplink};
 use crate::model::name::unused_end;
 use crate::model::plan::Step;
 use crate::model::state::{Attachment, Cable, Network, Route};
@@ -28,6 +30,7 @@ pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
             }
             check_subnets(host, network)
         }
+        Step::SetPools(pools, before) => reserved::check(&pools.without(before)),
         Step::Attach(port, _) => {
             let ns = host.member(port.ns.as_str())?;
             check_free(&host.netlink, &port.outer, port.port())?;
@@ -54,10 +57,16 @@ pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
         Step::DeleteNamespace(_)
         | Step::LoadDataplane
         | Step::UnloadDataplane
+        | Step::AddUplink(_)
+        | Step::DeleteUplink(_)
+        | Step::ReservePorts(_)
         | Step::DeleteNetwork(_)
+        | Step::SetPolicy(..)
         | Step::Detach(..)
         | Step::DeleteCable(_)
-        | Step::DeleteRoute(_) => Ok(()),
+        | Step::DeleteRoute(_)
+        | Step::AddPublish(_)
+        | Step::DeletePublish(_) => Ok(()),
     }
 }
 
@@ -71,8 +80,12 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
             host.dataplane.load(host.features)
         }
         Step::UnloadDataplane => host.dataplane.unload(),
+        Step::AddUplink(uplink) => uplink::add(host, uplink),
+        Step::DeleteUplink(uplink) => uplink::delete(host, uplink),
+        Step::SetPools(pools, _before) => policy::set_pools(host, pools),
         Step::AddNetwork(network) => add_network(host, network),
         Step::DeleteNetwork(network) => delete_network(host, network),
+        Step::SetPolicy(network, _before) => policy::set(host, network),
         Step::Attach(port, network) => attach(host, port, network),
         Step::Detach(port, network) => detach(host, port, network),
         Step::AddCable(cable) => add_cable(host, cable),
@@ -85,6 +98,9 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
             Ok(ns) => Netlink::inside(&ns)?.remove_route(&kernel_route(route)).map(|_was_there| ()),
             Err(error) => if_gone(error),
         },
+        Step::ReservePorts(change) => reserved::apply(change),
+        Step::AddPublish(publish) => publish::add(host, publish),
+        Step::DeletePublish(publish) => publish::delete(host, publish),
     }
 }
 
@@ -106,19 +122,20 @@ fn add_network(host: &Host, network: &Network) -> Result<()> {
     set_ipv6(name, network.has_ipv6())?;
     // The host is the router here: it takes no advice from namespaces (CVE-2020-13401).
     sysctl::write(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+    policy::set(host, network)?;
     // Before the link is up, so that nothing passes by the program.
     host.dataplane.attach(host.features, network.port(), name, Hook::Host)?;
     for subnet in &network.subnets {
         host.netlink.add_address(link.index, with_prefix(subnet.gateway, &subnet.net)?)?;
     }
-    host.netlink.set_up(host.netlink.existing_link(&end)?.index)?;
-    host.netlink.set_up(link.index)?;
-
     let maps = host.maps();
     for subnet in &network.subnets {
         maps.insert_subnet(&subnet.net, network.id())?;
     }
-    maps.insert_port(&host_port(network), &network.with_link_local(&network.gateways(), network.mac), false)
+    // Before, too: a router says hello (MLD) as soon as the link is up, which would be of an unknown port.
+    maps.insert_port(&host_port(network), &network.with_link_local(&network.gateways(), network.mac), false)?;
+    host.netlink.set_up(host.netlink.existing_link(&end)?.index)?;
+    host.netlink.set_up(link.index)
 }
 
 fn delete_network(host: &Host, network: &Network) -> Result<()> {
@@ -128,6 +145,7 @@ fn delete_network(host: &Host, network: &Network) -> Result<()> {
         for subnet in &network.subnets {
             maps.remove_subnet(&subnet.net)?;
         }
+        maps.clear_policy(network.id())?;
         host.dataplane.detach(network.port())?;
     }
     host.netlink.delete_link(network.port().ifindex()).map(|_was_there| ())
@@ -170,6 +188,8 @@ fn detach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
     if host.dataplane.is_loaded() {
         host.maps().remove_port(port.port(), network.id())?;
         host.dataplane.detach(port.port())?;
+        // When nobody can open more.
+        host.maps().forget_flows(port.port(), network.id(), &port.ips)?;
     }
     // With the host's end goes the one in the namespace, if that is still there.
     host.netlink.delete_link(port.port().ifindex()).map(|_was_there| ())
@@ -272,12 +292,28 @@ fn check_subnets(host: &Host, network: &Network) -> Result<()> {
         let ours =
             network.subnets.iter().find(|s| s.net.contains(&address.addr()) || address.contains(&s.net.network()));
         if let Some(subnet) = ours.filter(|_| index != network.port().ifindex()) {
-            let what = format!("make network {}", network.name);
-            let why = format!("subnet {} overlaps {address}, which an interface of the host has", subnet.net);
-            return Err(KernelError::refused(what, why).with_remedy("choose another subnet"));
+            return Err(overlaps(network, &subnet.net, format_args!("{address}, which an interface of the host has")));
+        }
+    }
+    for route in host.netlink.routes()? {
+        let is_connected = route.via.is_none() && route.dest.prefix_len() > 0;
+        let (first, last) = (route.dest.network(), route.dest.broadcast());
+        let ours = network
+            .subnets
+            .iter()
+            .find(|s| s.net.contains(&first) || s.net.contains(&last) || route.dest.contains(&s.net.network()));
+        let is_other = is_connected && route.index != Some(network.port().ifindex());
+        if let Some(subnet) = ours.filter(|_| is_other) {
+            let other = format_args!("{}, to which the host has a route by an interface", route.dest);
+            return Err(overlaps(network, &subnet.net, other));
         }
     }
     Ok(())
+}
+
+fn overlaps(network: &Network, subnet: &IpNet, other: std::fmt::Arguments<'_>) -> KernelError {
+    let why = format!("subnet {subnet} overlaps {other}");
+    KernelError::refused(format!("make network {}", network.name), why).with_remedy("choose another subnet")
 }
 
 /// A namespace that is gone has taken with it what was to be removed.

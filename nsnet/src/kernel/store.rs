@@ -79,7 +79,7 @@ impl Store {
     /// Replaces the file; an empty state removes it.
     pub fn save(&self, state: &State, under_way: &[Step]) -> Result<()> {
         let what = || format!("write {}", self.path.display());
-        let is_empty = State { generation: 0, ..state.clone() } == State::default();
+        let is_empty = State { generation: 0, publish_epoch: 0, ..state.clone() } == State::default();
         if is_empty && under_way.is_empty() {
             return match fs::remove_file(&self.path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing(what),

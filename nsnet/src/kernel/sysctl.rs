@@ -35,7 +35,7 @@ pub fn read(key: &str) -> Result<Option<String>> {
 }
 
 /// Only `net/` belongs to the network namespace; everything else is the machine's and not ours to touch.
-fn path_of(key: &str) -> Result<PathBuf> {
+pub(super) fn path_of(key: &str) -> Result<PathBuf> {
     let plain = key.split('/').all(|part| !matches!(part, "" | "." | "..")) && !key.contains('\0');
     if !(plain && key.starts_with("net/")) {
         return Err(KernelError::refused(format_args!("use the setting {key:?}"), "it is no path under net/"));

@@ -10,6 +10,7 @@ use super::dataplane::{Hook, open_object, program_in, put_on};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netlink::Netlink;
+use super::sockets;
 use super::veth::VethSpec;
 
 /// What the trial found.
@@ -19,6 +20,8 @@ pub struct Trial {
     pub load: Duration,
     /// Instructions the verifier walked through, by program. Empty where the kernel does not tell (before 5.16).
     pub instructions: Vec<(&'static str, u32)>,
+    /// Why the programs at the host's sockets were not accepted, or not attached.
+    pub sockets: Option<String>,
 }
 
 /// Makes a veth pair, loads the programs and attaches one, all in a namespace that goes with the thread.
@@ -44,5 +47,7 @@ fn in_scratch(features: Features) -> Result<Trial> {
         instructions.extend(count.map(|count| (name, count)));
     }
     put_on(program_in(&mut ebpf, names::FROM_NAMESPACE)?, features, end.name, Hook::Namespace)?;
-    Ok(Trial { load, instructions })
+    let sockets = if features.cgroup { sockets::try_out(&mut ebpf).err() } else { None };
+    let sockets = sockets.map(|error| error.to_string());
+    Ok(Trial { load, instructions, sockets })
 }

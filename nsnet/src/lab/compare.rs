@@ -51,6 +51,8 @@ pub enum Workload {
     TcpStream,
     /// UDP datagrams with 64 bytes of payload, one system call each; in datagrams *received* per second.
     UdpSmall,
+    /// Short TCP connections: connect, one byte each way, close, the server first; in connections per second.
+    Connections,
 }
 
 /// How to measure.
@@ -69,7 +71,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Both workloads, with a warm-up of 0.2 s.
+    /// A TCP stream and small datagrams, with a warm-up of 0.2 s.
     pub fn new(blocks: usize, slot: Duration) -> Plan {
         Plan {
             workloads: vec![Workload::TcpStream, Workload::UdpSmall],
@@ -104,7 +106,8 @@ pub struct Series {
     pub variant: String,
     /// The rate in each block, in the workload's unit.
     pub rates: Vec<f64>,
-    /// The share of what was sent that did not arrive, in each block; always zero for TCP.
+    /// The share of what was sent that did not arrive, in each block; zero for a TCP
+    /// stream. With connections it is up to a batch of them more or less, which were under way.
     pub losses: Vec<f64>,
 }
 
@@ -203,6 +206,7 @@ impl Workload {
         match self {
             Workload::TcpStream => format!("{:.2} Gbit/s", rate * 8.0 / 1e9),
             Workload::UdpSmall => format!("{:.1} kpps", rate / 1e3),
+            Workload::Connections => format!("{:.1} thousand connections/s", rate / 1e3),
         }
     }
 }

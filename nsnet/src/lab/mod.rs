@@ -11,6 +11,7 @@
 //! | [`udp`] | does every datagram come back unchanged, also large ones? |
 //! | [`gso`] | do datagrams arrive that were cut from one large packet on the way? |
 //! | [`raw`] | what exactly arrives on an interface, and what happens to a forged frame? |
+//! | [`watch`] | which addresses are seen on an interface? |
 //! | [`checksum`] | did the kernel see a wrong checksum anywhere? |
 //! | [`offload`] | does it still work when the sender computes checksums and segments itself? |
 //! | [`compare`] | how fast is one path relative to another, and is the difference real? |
@@ -22,16 +23,19 @@
 //!
 //! # Bounds
 //! Nothing waits without end: every socket has a timeout, every loop a deadline or a count, and a server stops and
-//! joins its threads when it is dropped. No function runs an external program.
+//! joins its threads when it is dropped. No function but those of [`masquerade`]
+//! runs an external program.
 
 use std::time::Duration;
 
 pub mod bridge;
 pub mod checksum;
 pub mod compare;
+mod connections;
 mod digest;
 pub mod gso;
 mod host;
+pub mod masquerade;
 pub mod offload;
 pub mod ping;
 mod quiet;
@@ -41,6 +45,7 @@ pub mod stats;
 pub mod tcp;
 mod throughput;
 pub mod udp;
+pub mod watch;
 
 pub use checksum::ChecksumErrors;
 pub use compare::{Comparison, Inside, Plan, Variant, Workload};
@@ -52,6 +57,7 @@ pub use raw::{Frame, RawSocket};
 pub use stats::Ratio;
 pub use tcp::TcpServer;
 pub use udp::{UdpEcho, UdpOutcome};
+pub use watch::Watch;
 
 /// How long a single connect, read or write may take before it counts as failed: room for the retransmission of a first
 /// packet that was lost (RFC 6298: after 1 s), and no more, since a lab has no distance.

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::compare::{Inside, Plan, Variant, Workload};
+use super::connections;
 use super::udp::{is_refusal, is_timeout};
 use super::{PATIENCE, STOP_INTERVAL, tcp, udp};
 
@@ -24,7 +25,7 @@ const SMALL: usize = 64;
 /// What one slot gave.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sample {
-    /// Bytes or datagrams received per second.
+    /// Bytes, datagrams or connections per second.
     pub(super) rate: f64,
     /// Share of the datagrams sent that did not arrive.
     pub(super) loss: f64,
@@ -61,12 +62,17 @@ pub(super) fn measure(variant: &Variant, workload: Workload, plan: &Plan, cpus: 
             let sender = inside(variant.sender, || udp::connect(variant.to))?;
             run(plan, cpus, &counters, || datagrams(&sender, &counters), || count(&receiver, &counters))
         }
+        Workload::Connections => {
+            let listener = inside(variant.receiver, || connections::listen(listen))?;
+            let ask = || inside(variant.sender, || connections::ask(variant.to, &counters));
+            run(plan, cpus, &counters, ask, || connections::answer(&listener, &counters))
+        }
     }
 }
 
 /// Shared by the two ends of a slot. Each counter has one writer; a cache line each keeps them out of the way.
 #[derive(Default)]
-struct Counters {
+pub(super) struct Counters {
     sent: OwnLine<AtomicU64>,
     received: OwnLine<AtomicU64>,
     stop: OwnLine<AtomicBool>,
@@ -77,8 +83,18 @@ struct Counters {
 struct OwnLine<T>(T);
 
 impl Counters {
-    fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.stop.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one that was sent, or begun.
+    pub(super) fn sent(&self) {
+        self.sent.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one that was received, or is done.
+    pub(super) fn received(&self) {
+        self.received.0.fetch_add(1, Ordering::Relaxed);
     }
 
     fn read(&self) -> (u64, u64, Instant) {
@@ -209,7 +225,7 @@ mod tests {
         let to = SocketAddr::from(([127, 0, 0, 1], port));
         let variant = Variant { name: "loopback", to, listen: port, sender: &here, receiver: &here };
         let plan = Plan { warm_up: Duration::from_millis(5), ..Plan::new(1, Duration::from_millis(30)) };
-        for workload in plan.workloads.clone() {
+        for workload in [Workload::TcpStream, Workload::UdpSmall, Workload::Connections] {
             let sample = measure(&variant, workload, &plan, None).unwrap();
             assert!(sample.rate > 0.0, "{workload:?} carried nothing");
         }

@@ -42,10 +42,24 @@ pub struct UdpOutcome {
 /// # Errors
 /// When a datagram cannot be sent (no route). Silence is not an error: see [`UdpOutcome::echoed`].
 pub fn exchange(to: SocketAddr, payload_len: usize, count: u32, timeout: Duration) -> Result<UdpOutcome> {
+    exchange_from(unspecified(to), to, payload_len, count, timeout)
+}
+
+/// [`exchange`] from an address or port of one's own; zeros leave it to the kernel.
+///
+/// # Errors
+/// As [`exchange`], and when `from` is taken.
+pub fn exchange_from(
+    from: SocketAddr,
+    to: SocketAddr,
+    payload_len: usize,
+    count: u32,
+    timeout: Duration,
+) -> Result<UdpOutcome> {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let first_seed = CALLS.fetch_add(1, Ordering::Relaxed) << 32;
     ensure!(payload_len <= MAX_PAYLOAD, "a UDP datagram carries at most {MAX_PAYLOAD} bytes");
-    let socket = connect(to)?;
+    let socket = connect_from(from, to)?;
     let mut outcome = UdpOutcome::default();
     let mut got = vec![0; MAX_PAYLOAD];
     for n in 0..count {
@@ -182,11 +196,20 @@ pub(super) fn bind(addr: SocketAddr) -> Result<UdpSocket> {
 
 /// A socket that sends to, and receives from, `to` only.
 pub(super) fn connect(to: SocketAddr) -> Result<UdpSocket> {
-    let any = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).context("cannot open a UDP socket")?;
+    connect_from(unspecified(to), to)
+}
+
+fn connect_from(from: SocketAddr, to: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(from).with_context(|| format!("cannot open a UDP socket at {from}"))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.connect(to).with_context(|| format!("no way to {to}"))?;
     Ok(socket)
+}
+
+/// Any address and port of the same family.
+fn unspecified(to: SocketAddr) -> SocketAddr {
+    let any = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    SocketAddr::new(any, 0)
 }
 
 pub(super) fn is_timeout(error: &io::Error) -> bool {

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nsnet_common::wire::Mac;
 
 use super::ipam;
 use super::name::{Name, further_interfaces, inner_interface, outer_interface, unused_end};
+use super::policy::Outside;
 use super::state::{Attachment, Cable, CableEnd, Namespace, Network, Route, State, Subnet};
 use super::{Result, refuse};
 
@@ -27,6 +28,8 @@ pub struct NetworkRequest {
     pub mtu: Option<u16>,
     /// The MTU otherwise.
     pub default_mtu: u16,
+    /// What its namespaces may do beyond it.
+    pub outside: Outside,
 }
 
 /// What `attach` asks for.
@@ -69,6 +72,7 @@ impl State {
         self.attachments.retain(|port| port.ns != *name);
         self.cables.retain(|cable| cable.a.ns != *name && cable.b.ns != *name);
         self.routes.retain(|route| route.ns != *name);
+        self.publishes.retain(|publish| publish.ns != *name);
         self.namespaces.remove(name);
         Ok(())
     }
@@ -77,18 +81,22 @@ impl State {
     pub fn add_network(&mut self, request: &NetworkRequest) -> Result<Network> {
         let name = &request.name;
         let subnets = subnets_of(request)?;
+        let has_family = |v4| subnets.iter().any(|subnet| subnet.net.addr().is_ipv4() == v4);
+        request.outside.check(name, (has_family(true), has_family(false)))?;
+        let outside = request.outside.clone().normal();
         if let Some(existing) = self.networks.get(name) {
             let differs = existing.subnets.len() != subnets.len()
                 || !existing.subnets.iter().all(|had| {
                     let asked = subnets.iter().find(|subnet| subnet.net == had.net);
                     asked.is_some_and(|asked| asked.gateway == had.gateway || request.gateways.is_empty())
                 })
-                || request.mtu.is_some_and(|mtu| mtu != existing.mtu);
+                || request.mtu.is_some_and(|mtu| mtu != existing.mtu)
+                || outside != as_comparable(&existing.outside, &outside);
             if !differs {
                 return Ok(existing.clone());
             }
-            let asked = describe(&subnets, request.mtu);
-            let had = describe(&existing.subnets, Some(existing.mtu));
+            let asked = describe(&subnets, request.mtu, &outside);
+            let had = describe(&existing.subnets, Some(existing.mtu), &existing.outside);
             return refuse(format_args!(
                 "network {name} exists with {had}, asked for was {asked}; delete it first to change it"
             ));
@@ -117,9 +125,40 @@ impl State {
             ));
         }
         let mac = self.next_mac(id, port);
-        let network = Network { name: name.clone(), id: id.0, port: port.0, mac, subnets, mtu };
+        let network = Network { name: name.clone(), id: id.0, port: port.0, mac, subnets, mtu, outside };
         self.networks.insert(name.clone(), network.clone());
         Ok(network)
+    }
+
+    /// Turns masquerade on or off.
+    pub fn set_masquerade(&mut self, name: &Name, on: bool) -> Result<Network> {
+        let outside = Outside { masquerade: on, ..self.network(name)?.outside.clone() };
+        outside.check(name, (true, true))?;
+        let mut network = self.network(name)?.clone();
+        network.outside = outside;
+        self.networks.insert(name.clone(), network.clone());
+        Ok(network)
+    }
+
+    /// Gives an attached namespace default routes by its network's gateways, where the network has a way out and the
+    /// namespace no such route of ours. `has_other`: it has one of somebody else's, of IPv4 (`true`) or IPv6.
+    pub fn add_default_routes(&mut self, port: &Attachment, has_other: impl Fn(bool) -> bool) {
+        let Some(network) = self.networks.get(&port.network).filter(|network| network.outside.has_default_route())
+        else {
+            return;
+        };
+        for v4 in [true, false] {
+            let dest = default_route(v4);
+            let is_there = self.routes.iter().any(|route| route.ns == port.ns && route.dest == dest);
+            let reached = |subnet: &&Subnet| {
+                let is_family = subnet.net.addr().is_ipv4() == v4;
+                is_family && port.ips.iter().any(|ip| subnet.net.contains(ip))
+            };
+            let Some(subnet) = network.subnets.iter().find(reached).filter(|_| !is_there && !has_other(v4)) else {
+                continue;
+            };
+            self.routes.push(Route { ns: port.ns.clone(), dest, via: subnet.gateway });
+        }
     }
 
     /// Deletes a network. Its namespaces refuse, or are detached first with `force`.
@@ -171,11 +210,12 @@ impl State {
         Ok(attachment)
     }
 
-    /// Detaches a namespace; its routes through the network go too.
+    /// Detaches a namespace; its routes through the network go too, and what it publishes by it.
     pub fn detach(&mut self, network: &Name, ns: &Name) {
         let subnets = self.networks.get(network).map(|network| network.subnets.clone()).unwrap_or_default();
         let leads_there = |via: IpAddr| subnets.iter().any(|subnet| subnet.net.contains(&via));
         self.routes.retain(|route| route.ns != *ns || !leads_there(route.via));
+        self.publishes.retain(|publish| publish.network != *network || publish.ns != *ns);
         self.attachments.retain(|port| port.network != *network || port.ns != *ns);
     }
 
@@ -375,10 +415,22 @@ fn same_attachment(existing: &Attachment, request: &AttachRequest) -> Result<Att
     refuse(format_args!("{ns} is attached to {network} with {}; detach it first to change it", differences.join("; ")))
 }
 
-fn describe(subnets: &[Subnet], mtu: Option<u16>) -> String {
+/// What is there, as far as it is compared with what is asked for: who says nothing of masquerade, which has a verb of
+/// its own, has no objection to it.
+fn as_comparable(had: &Outside, asked: &Outside) -> Outside {
+    Outside { masquerade: had.masquerade && asked.masquerade, ..had.clone() }
+}
+
+/// The destination of a family's default route.
+pub fn default_route(v4: bool) -> IpNet {
+    if v4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() }
+}
+
+fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside) -> String {
     let subnets: Vec<String> = subnets.iter().map(|s| format!("{} (gateway {})", s.net, s.gateway)).collect();
     let mtu = mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
-    format!("{}{mtu}", subnets.join(", "))
+    let outside = Some(outside.to_string()).filter(|words| !words.is_empty());
+    format!("{}{mtu}{}", subnets.join(", "), outside.map(|words| format!(", {words}")).unwrap_or_default())
 }
 
 fn list(ips: &[IpAddr]) -> String {

@@ -1,10 +1,16 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
 pub mod edit;
+pub mod flow;
 pub mod ipam;
 pub mod name;
 pub mod plan;
+pub mod policy;
+pub mod ports;
+pub mod publish;
+pub mod spec;
 pub mod state;
+pub mod uplink;
 
 /// A wish that cannot be granted: names the object, the cause, and what to do. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

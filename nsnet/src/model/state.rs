@@ -9,6 +9,10 @@ use nsnet_common::wire::{IpAddress, Mac};
 use serde::{Deserialize, Serialize};
 
 use super::name::Name;
+use super::policy::Outside;
+use super::ports::PortSet;
+use super::publish::Publish;
+use super::uplink::Uplink;
 use super::{Result, refuse};
 
 /// Everything that is to exist on one host.
@@ -30,6 +34,18 @@ pub struct State {
     /// Routes in namespaces.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// Interfaces of the host by which packets leave.
+    #[serde(default)]
+    pub uplinks: Vec<Uplink>,
+    /// Published ports.
+    #[serde(default)]
+    pub publishes: Vec<Publish>,
+    /// Grows with every entry of a published port, and tells it from what had its place before.
+    #[serde(default)]
+    pub publish_epoch: u16,
+    /// What `net.ipv4.ip_local_reserved_ports` had before we added to it; none while nothing of ours is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_before: Option<PortSet>,
     /// Grows with every port that is made, and is the last byte of its MAC: a port id that is used again gets another
     /// MAC, so that no neighbour takes the new port for the old.
     #[serde(default)]
@@ -61,6 +77,9 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     /// Longest packet, bytes without the Ethernet header.
     pub mtu: u16,
+    /// What its namespaces may do beyond it.
+    #[serde(default)]
+    pub outside: Outside,
 }
 
 /// A subnet and the host's address in it.
@@ -265,12 +284,14 @@ impl State {
     pub(crate) fn free_port(&self) -> Result<PortId> {
         let mut taken = vec![false; MAX_PORTS as usize];
         let ports = self.networks.values().map(|network| network.port);
-        for port in ports.chain(self.attachments.iter().map(|attachment| attachment.port)) {
+        let ports = ports.chain(self.attachments.iter().map(|attachment| attachment.port));
+        for port in ports.chain(self.uplinks.iter().map(|uplink| uplink.port)) {
             taken[usize::from(port)] = true;
         }
-        match (1..taken.len()).find(|port| !taken[*port]) {
+        // The last number is nobody's: in its place the dataplane counts all flows with IPv6.
+        match (1..taken.len() - 1).find(|port| !taken[*port]) {
             Some(port) => Ok(PortId(port as u16)),
-            None => refuse(format_args!("all {} ports of this host are in use; detach one first", MAX_PORTS - 1)),
+            None => refuse(format_args!("all {} ports of this host are in use; detach one first", MAX_PORTS - 2)),
         }
     }
 
@@ -331,6 +352,7 @@ mod tests {
         let again: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
         assert_eq!(state, again);
         assert_eq!(state.networks.values().next().unwrap().mac, Mac([2, 0, 1, 0, 1, 7]));
+        assert_eq!(state.networks.values().next().unwrap().outside, Outside::default(), "of an older version");
         assert!(serde_json::from_str::<State>(r#"{"surprise":1}"#).is_err());
         assert!(serde_json::from_str::<State>(r#"{"namespaces":{"../x":{"made":true}}}"#).is_err());
     }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
+use super::interrupt::Interrupt;
 use super::report::Report;
 use super::traffic::no_checksum_errors;
 use crate::kernel::netns::NetNs;
@@ -48,16 +49,8 @@ pub(super) fn show(lab: &mut Lab, report: &mut Report) -> Result<Value> {
     let mut comparison = None;
     let interrupt = report.interrupt();
     report.step("measured", || {
-        let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}, {eta}")?);
-        bar.set_message("measuring");
-        let measured = measure(lab, |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            interrupt.check()
-        });
-        bar.finish_and_clear();
-        let measured = comparison.insert(measured?);
-        Ok(circumstances(measured))
+        let measured = with_bar(&interrupt, |progress| measure(lab, progress))?;
+        Ok(circumstances(comparison.insert(measured)))
     })?;
     let Some(comparison) = comparison else { return Ok(Value::Null) };
     let mut answer =
@@ -86,7 +79,7 @@ fn prepare(lab: &Lab) -> Result<String> {
     Ok("a cable between two namespaces, and a Linux bridge with two more".to_owned())
 }
 
-fn measure(lab: &Lab, progress: impl FnMut(usize, usize) -> Result<()>) -> Result<Comparison> {
+fn measure(lab: &Lab, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Comparison> {
     let ends = |[sender, receiver]: [&str; 2]| anyhow::Ok((inside(lab.ns(sender)?), inside(lab.ns(receiver)?)));
     let (cable, bridge, network) = (ends(CABLED)?, ends(BRIDGED)?, ends(["red", "blue"])?);
     let to = |ip: &str| anyhow::Ok(SocketAddr::new(ip.parse()?, PORT));
@@ -100,13 +93,29 @@ fn measure(lab: &Lab, progress: impl FnMut(usize, usize) -> Result<()>) -> Resul
     compare(&variants, &Plan { warm_up: WARM_UP, ..Plan::new(BLOCKS, SLOT) }, progress)
 }
 
+/// Measures with a bar that shows how far it is, and ends when the user wants an end.
+pub(super) fn with_bar(
+    interrupt: &Interrupt,
+    measure: impl FnOnce(&mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Comparison>,
+) -> Result<Comparison> {
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}, {eta}")?);
+    bar.set_message("measuring");
+    let measured = measure(&mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        interrupt.check()
+    });
+    bar.finish_and_clear();
+    measured
+}
+
 /// Runs something in `ns`, as a comparison wants it.
-fn inside(ns: NetNs) -> impl Fn(&mut (dyn FnMut() + Send)) -> Result<()> + Sync {
+pub(super) fn inside(ns: NetNs) -> impl Fn(&mut (dyn FnMut() + Send)) -> Result<()> + Sync {
     move |work| Ok(ns.run(work)?)
 }
 
 /// How far the measurement is to be trusted.
-fn circumstances(comparison: &Comparison) -> String {
+pub(super) fn circumstances(comparison: &Comparison) -> String {
     let blocks = comparison.series.first().map_or(0, |series| series.rates.len());
     let mut text = format!("{blocks} blocks in random order, ratios within a block; [95 % interval]");
     if !comparison.pinned {
@@ -116,6 +125,11 @@ fn circumstances(comparison: &Comparison) -> String {
         text += &format!("; the hypervisor disturbed {} of the blocks", comparison.disturbed);
     }
     text
+}
+
+/// A ratio with its interval.
+pub(super) fn show_ratio(to: &str, ratio: &Ratio) -> String {
+    format!("{:.2}x {to} [{:.2}-{:.2}]", ratio.median, ratio.low, ratio.high)
 }
 
 /// What a workload is judged by.
@@ -148,6 +162,7 @@ impl Ratios {
             "unit": match workload {
                 Workload::TcpStream => "bytes per second",
                 Workload::UdpSmall => "received datagrams per second",
+                Workload::Connections => "connections per second",
             },
             "medians": medians,
         })
@@ -156,9 +171,8 @@ impl Ratios {
 
 impl std::fmt::Display for Ratios {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let show =
-            |what: &str, ratio: &Ratio| format!("{:.2}x {what} [{:.2}-{:.2}]", ratio.median, ratio.low, ratio.high);
-        let (bridge, direct) = (show("the Linux bridge", &self.to_bridge), show("a direct veth", &self.to_direct));
+        let (bridge, direct) =
+            (show_ratio("the Linux bridge", &self.to_bridge), show_ratio("a direct veth", &self.to_direct));
         let Ratio { median, low, high, .. } = self.noise;
         write!(f, "{bridge}, {direct}; A/A {median:.2} [{low:.2}-{high:.2}]")
     }

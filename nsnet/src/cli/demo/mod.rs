@@ -6,7 +6,10 @@
 mod cable;
 mod comparison;
 mod interrupt;
+mod nat;
 mod network;
+mod outside;
+mod publish;
 mod report;
 mod traffic;
 
@@ -49,6 +52,7 @@ pub(super) fn demo(format: Format, args: &DemoArgs) -> Answer {
 
     let mut report = Report::new(format, interrupt);
     let mut lab = Lab::new(Path::new(OURSELVES))?;
+    outside::add_ipv6(&lab)?;
     let traces = Traces::of(&lab)?;
     for ns in network::MEMBERS {
         lab.make(ns)?;
@@ -56,12 +60,19 @@ pub(super) fn demo(format: Format, args: &DemoArgs) -> Answer {
     cable::show(&lab, &mut report)?;
     let peers = network::switch(&lab, &mut report, load)?;
     network::host(&lab, &mut report, &peers)?;
+    outside::by_route(&lab, &mut report, &peers)?;
+    outside::internet(&lab, &mut report, &peers)?;
+    publish::show(&lab, &mut report, &peers)?;
     network::two_servers(&lab, &mut report, &peers)?;
-    let comparison = if args.no_comparison { Value::Null } else { comparison::show(&mut lab, &mut report)? };
+    let (comparison, nat) = if args.no_comparison {
+        (Value::Null, Value::Null)
+    } else {
+        (comparison::show(&mut lab, &mut report)?, nat::show(&mut lab, &mut report)?)
+    };
     drop(lab);
     report.scenario("end", "End: the lab is taken down")?;
     report.step("nothing left", || traces.are_gone())?;
-    let all_proven = report.finish(&comparison)?;
+    let all_proven = report.finish(&comparison, &nat)?;
     Ok(if all_proven { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -77,13 +77,14 @@ impl Report {
     }
 
     /// Ends the report; says whether every step succeeded.
-    pub(super) fn finish(&self, comparison: &Value) -> io::Result<bool> {
+    pub(super) fn finish(&self, comparison: &Value, nat: &Value) -> io::Result<bool> {
         let failed = self.steps.iter().filter(|step| !step.ok).count();
         match self.format {
             Format::Table => output::line(&format!("\n{}", summary(self.steps.len(), failed)))?,
             Format::Json => output::print_json(&json!({
                 "steps": self.steps.iter().map(Step::to_json).collect::<Vec<_>>(),
                 "comparison": comparison,
+                "nat_comparison": nat,
             }))?,
         }
         Ok(failed == 0)

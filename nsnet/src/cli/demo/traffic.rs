@@ -156,7 +156,8 @@ impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Proof { paths, echoes, stream, datagrams } = self;
         let mib = *stream as f64 / f64::from(1 << 20);
-        write!(f, "{paths} paths; {echoes} ICMP echoes, {mib} MiB of TCP, {datagrams} UDP datagrams, each checked")
+        let s = if *paths == 1 { "" } else { "s" };
+        write!(f, "{paths} path{s}; {echoes} ICMP echoes, {mib} MiB of TCP, {datagrams} UDP datagrams, each checked")
     }
 }
 

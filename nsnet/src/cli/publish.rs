@@ -1,0 +1,92 @@
+//! `nsnet publish`.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::Answer;
+use super::args::PublishVerb;
+use super::output::{self, Format, Table};
+use crate::kernel::host::Host;
+use crate::kernel::publish::{self, PublishMaps};
+use crate::kernel::{ports, reserved};
+use crate::model::Refusal;
+use crate::model::name::Name;
+use crate::model::ports::PortRange;
+use crate::model::publish::{HostPorts, Publish, PublishRequest};
+use crate::model::spec::{Protocol, Spec, endpoint};
+
+pub(super) fn run(host: &Host, format: Format, verb: &PublishVerb) -> Answer {
+    match verb {
+        PublishVerb::Add { ns, specs, network } => add(host, format, ns, specs, network.as_ref())?,
+        PublishVerb::Del { ns, specs } => host.change(|state| {
+            for spec in specs {
+                state.delete_publish(ns, spec);
+            }
+            Ok(())
+        })?,
+        PublishVerb::List => list(host, format)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn add(host: &Host, format: Format, ns: &Name, specs: &[Spec], network: Option<&Name>) -> anyhow::Result<()> {
+    let made = host.change_and_repair(
+        |state| {
+            let addresses: Vec<IpAddr> = host.netlink.all_addresses()?.iter().map(|(_, net)| net.addr()).collect();
+            let (automatic, reserved) = (ports::automatic()?, reserved::current()?);
+            let first_busy = |protocol: Protocol, ip: IpAddr, range: PortRange| {
+                ports::first_busy(protocol, ip, range, &addresses).map_err(|error| Refusal(error.to_string()))
+            };
+            let ports = HostPorts { addresses: &addresses, automatic, reserved: &reserved, first_busy: &first_busy };
+            let mut made = Vec::new();
+            for spec in specs {
+                let request = PublishRequest { ns: ns.clone(), network: network.cloned(), spec: spec.clone() };
+                let was_known = state.published(ns, spec).is_some();
+                made.push((state.add_publish(&request, &ports)?, was_known));
+            }
+            Ok(made)
+        },
+        |host, state, made| {
+            // What stands already is looked at, and entered anew if something is wrong with it.
+            let known: Vec<&Publish> =
+                made.iter().filter(|(_, was_known)| *was_known).map(|(publish, _)| publish).collect();
+            if known.is_empty() { Ok(Vec::new()) } else { publish::mending(host, state, known) }
+        },
+    )?;
+    let mut table = Table::new(&["ns", "host_ip", "host_ports", "target", "protocol", "spec"]);
+    for (publish, _was_known) in &made {
+        let [ns, host_ip, host_ports, target, protocol, spec] = cells(publish);
+        table.row([ns, host_ip, host_ports, target, protocol, spec]);
+    }
+    Ok(output::print_one(format, &table)?)
+}
+
+fn list(host: &Host, format: Format) -> anyhow::Result<()> {
+    let state = host.state()?;
+    let mut table = Table::new(&["ns", "host_ip", "host_ports", "target", "protocol", "hits", "spec"]);
+    let maps = if host.dataplane.is_loaded() { Some(PublishMaps::of(&host.maps())?) } else { None };
+    for publish in &state.publishes {
+        let hits = maps.as_ref().map(|maps| maps.hits(publish)).transpose()?;
+        let [ns, host_ip, host_ports, target, protocol, spec] = cells(publish);
+        table.row([ns, host_ip, host_ports, target, protocol, json!(hits), spec]);
+    }
+    Ok(output::print(format, &table)?)
+}
+
+/// Namespace, host's addresses and ports, targets, protocol, and what `del` takes.
+fn cells(publish: &Publish) -> [serde_json::Value; 6] {
+    let host_ips: Vec<IpAddr> = publish.entries.iter().map(|entry| publish.host_ip(entry)).collect();
+    let target = publish.spec.target();
+    let end = if target.count() == 1 { String::new() } else { format!("-{}", target.last()) };
+    let targets = publish.entries.iter().map(|entry| format!("{}{end}", endpoint(entry.target, target.first())));
+    [
+        json!(publish.ns),
+        json!(host_ips),
+        json!(publish.host().to_string()),
+        json!(targets.collect::<Vec<_>>()),
+        json!(publish.spec.protocol().label()),
+        json!(publish.spec.to_string()),
+    ]
+}

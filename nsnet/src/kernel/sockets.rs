@@ -1,0 +1,111 @@
+//! The programs at the host's sockets: on the root cgroup, by links among the host's pins.
+//!
+//! They are an extra. Where a kernel or a container does not let us have them, the dataplane works without, and
+//! programs of the host reach no published port: `nsnet doctor` tells so.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program};
+use nsnet_common::layout::names;
+use nsnet_common::wire::IpAddress;
+
+use super::cgroup;
+use super::dataplane::refused;
+use super::error::{Doing as _, KernelError, Result};
+use super::host::Host;
+
+/// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
+pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
+    load(ebpf)?;
+    let cgroup = cgroup::root()?;
+    names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| attach(ebpf, name, &cgroup).map(|_link| ()))
+}
+
+/// Has the verifier accept every program.
+pub fn load(ebpf: &mut Ebpf) -> Result<()> {
+    names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| {
+        let loaded = program_in(ebpf, name)?.load();
+        loaded.map_err(|error| refused(format!("load program {name}"), error))
+    })
+}
+
+/// Loads the programs, attaches them to the root cgroup, and pins both below `root`: all of them, or none.
+pub(crate) fn install(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
+    let installed = load(ebpf).and_then(|()| cgroup::root()).and_then(|cgroup| {
+        names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| install_one(ebpf, name, &cgroup, root))
+    });
+    if installed.is_err() {
+        // The first error is the one to report.
+        let _reported_already = remove(root);
+    }
+    installed
+}
+
+/// Whether they are installed.
+pub(crate) fn are_installed(root: &Path) -> bool {
+    names::SOCKET_PROGRAMS.into_iter().all(|name| root.join("links").join(name).exists())
+}
+
+fn install_one(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd, root: &Path) -> Result<()> {
+    let pinned = program_in(ebpf, name)?.pin(root.join("programs").join(name));
+    pinned.map_err(|error| refused(format!("pin program {name}"), error))?;
+    let pinned = attach(ebpf, name, cgroup)?.pin(root.join("links").join(name));
+    pinned.map(|_link| ()).map_err(|error| refused(format!("pin the link of {name}"), error))
+}
+
+fn attach(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd) -> Result<FdLink> {
+    let what = || format!("attach {name} to the root cgroup");
+    let program = program_in(ebpf, name)?;
+    // A link is beside those of others, and of programs in the cgroups below, whatever is asked for: the kernel adds
+    // BPF_F_ALLOW_MULTI, and refuses it as a flag (cgroup_bpf_link_attach).
+    let link = program.attach(cgroup, CgroupAttachMode::Single).map_err(|error| refused(what(), error))?;
+    let link = program.take_link(link).map_err(|error| refused(what(), error))?;
+    FdLink::try_from(link).map_err(|error| refused(what(), error))
+}
+
+fn remove(root: &Path) -> Result<()> {
+    for folder in ["links", "programs"] {
+        for name in names::SOCKET_PROGRAMS {
+            match fs::remove_file(root.join(folder).join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).doing(|| format!("remove the pin {folder}/{name}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The program `name` of an object.
+pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr> {
+    let missing = || KernelError::refused(format!("find program {name}"), "the eBPF object does not have it");
+    let program: &mut Program = ebpf.program_mut(name).ok_or_else(missing)?;
+    program.try_into().map_err(|_other_type| missing())
+}
+
+/// Tells the programs which addresses the host has now. Only what differs is written.
+pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
+    if !host.dataplane.is_loaded() {
+        return Ok(());
+    }
+    let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
+    // A link-local address says nothing without its link: a router elsewhere may have the same.
+    let wanted: BTreeSet<IpAddress> = addresses.filter(|ip| !ip.is_link_local_v6()).collect();
+    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
+    let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
+    for ip in wanted.difference(&known) {
+        locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+    }
+    for ip in known.difference(&wanted) {
+        locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
+    }
+    Ok(())
+}

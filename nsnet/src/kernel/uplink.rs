@@ -1,0 +1,181 @@
+//! Uplinks: interfaces of the host's that our program sits on, and that are otherwise left as they are.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use aya::maps::{HashMap, Map, MapData};
+use nsnet_common::layout::{Port, PortId, names};
+use nsnet_common::wire::Mac;
+
+use super::dataplane::{Hook, refused};
+use super::error::Result;
+use super::host::Host;
+use super::link::Link;
+use super::maps::{Maps, found, gone};
+use crate::model::name::Name;
+use crate::model::state::{Network, State};
+use crate::model::uplink::{Candidate, Uplink};
+
+/// Brings what `state` holds of the host around it up to date: its uplinks. A network that is not among
+/// `known` is being made: the uplink that it names must be there.
+pub fn look_around(host: &Host, known: &BTreeMap<Name, Network>, state: &mut State) -> anyhow::Result<()> {
+    let mut with_a_way_out = state.networks.values().filter(|network| !network.outside.internal).peekable();
+    if with_a_way_out.peek().is_none() {
+        state.uplinks.clear();
+    } else {
+        let candidates = candidates(host)?;
+        for network in with_a_way_out.filter(|network| !known.contains_key(&network.name)) {
+            if let Some(choice) = &network.outside.uplink {
+                state.check_uplink(choice, &candidates)?;
+            }
+        }
+        state.choose_uplinks(&candidates, !host.features.tcx)?;
+    }
+    Ok(())
+}
+
+/// Every interface of the host.
+fn candidates(host: &Host) -> Result<Vec<Candidate>> {
+    let (addresses, routes) = (host.netlink.all_addresses()?, host.netlink.routes()?);
+    let with_qdisc = if host.features.tcx { Vec::new() } else { host.netlink.interfaces_with_clsact()? };
+    let candidate = |link: Link| {
+        let index = link.index;
+        Candidate {
+            name: link.name,
+            ifindex: index,
+            is_ethernet: link.is_ethernet && link.mac.is_some(),
+            is_up: link.up,
+            is_enslaved: link.is_enslaved,
+            addresses: addresses.iter().filter(|(at, _)| *at == index).map(|(_, address)| *address).collect(),
+            routes: routes.iter().filter(|route| route.index == Some(index)).map(|route| route.dest).collect(),
+            has_qdisc: with_qdisc.contains(&index),
+        }
+    };
+    Ok(host.netlink.links()?.into_iter().map(candidate).collect())
+}
+
+/// Puts the program on an uplink and makes its entries, or brings them up to date.
+///
+/// One that is gone by now, or a dataplane that is not loaded, is a finding of `status` and no reason to fail.
+pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
+    let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else { return Ok(()) };
+    if !host.dataplane.is_loaded() {
+        return Ok(());
+    }
+    if !is_attached(host, uplink, &link.name)? {
+        take_off(host, uplink)?;
+        host.dataplane.attach(host.features, uplink.port(), &link.name, Hook::Uplink)?;
+    }
+    // After the program: packets leave by an uplink only when answers find their way back.
+    host.maps().set_uplink(&entry(host, uplink, &link)?)
+}
+
+/// Takes the program off, and removes the entries. Nothing of ours is left on the interface.
+pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
+    if host.dataplane.is_loaded() {
+        host.maps().remove_uplink(uplink.port(), uplink.ifindex)?;
+    }
+    take_off(host, uplink)
+}
+
+fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
+    host.dataplane.detach_and_wait(uplink.port())?;
+    let ours = if host.dataplane.is_loaded() { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
+    for filter in host.netlink.bpf_filters(uplink.ifindex)? {
+        // The name alone is less certain, but all there is when somebody removed the pins.
+        if filter.name == names::FROM_UPLINK && ours.is_none_or(|id| id == filter.program) {
+            host.netlink.remove_filter(uplink.ifindex, &filter)?;
+        }
+    }
+    if uplink.made_qdisc {
+        host.netlink.remove_empty_clsact(uplink.ifindex)?;
+    }
+    Ok(())
+}
+
+/// Whether our program is on the interface, as the kernel tells it.
+fn is_attached(host: &Host, uplink: &Uplink, interface: &str) -> Result<bool> {
+    if host.features.tcx {
+        return host.dataplane.is_attached(host.features, uplink.port(), interface, Hook::Uplink);
+    }
+    let ours = host.dataplane.program_id(names::FROM_UPLINK)?;
+    Ok(host.netlink.bpf_filters(uplink.ifindex)?.iter().any(|filter| filter.program == ours))
+}
+
+/// What is wrong with an uplink.
+pub(crate) fn faults(host: &Host, uplink: &Uplink) -> Result<Vec<String>> {
+    if !host.dataplane.is_loaded() {
+        return Ok(vec!["the dataplane is not loaded".to_owned()]);
+    }
+    let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else {
+        return Ok(vec!["the interface is gone".to_owned()]);
+    };
+    let mut faults = Vec::new();
+    if !is_attached(host, uplink, &link.name)? {
+        faults.push(format!("its program is not on {}", link.name));
+    }
+    match host.maps().port(uplink.port())? {
+        Some(known) if is_current(host, &known, &entry(host, uplink, &link)?) => {}
+        Some(_) => faults.push("its MAC, MTU or address is another than the dataplane knows".to_owned()),
+        None => faults.push("it is not in the dataplane".to_owned()),
+    }
+    if host.maps().uplink(uplink.ifindex)? != Some(uplink.port()) {
+        faults.push("its index is not in the dataplane".to_owned());
+    }
+    Ok(faults)
+}
+
+/// Whether the dataplane knows all that it goes by. Where the FIB tells the source address of what leaves, the
+/// interface's own may have changed since.
+fn is_current(host: &Host, known: &Port, expected: &Port) -> bool {
+    let compared = |port: &Port| if host.features.fib_source { port.with_addresses(None, None) } else { *port };
+    compared(known) == compared(expected)
+}
+
+/// The uplink's entry, as its interface is now.
+fn entry(host: &Host, uplink: &Uplink, link: &Link) -> Result<Port> {
+    let addresses = host.netlink.addresses(link.index)?;
+    let v4 = addresses.iter().find_map(|net| match net.addr() {
+        IpAddr::V4(ip) if !ip.is_link_local() => Some(ip.octets()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    });
+    let v6 = addresses.iter().find_map(|net| match net.addr() {
+        IpAddr::V6(ip) if !ip.is_unicast_link_local() => Some(ip.octets()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    });
+    let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+    Ok(Port::uplink(uplink.port(), link.index, Mac(link.mac.unwrap_or_default()), mtu, v4, v6))
+}
+
+impl Maps {
+    fn uplinks(&self) -> Result<HashMap<MapData, u32, PortId>> {
+        self.open(names::UPLINKS, Map::HashMap)
+    }
+
+    /// The uplink with this interface index.
+    pub fn uplink(&self, ifindex: u32) -> Result<Option<PortId>> {
+        found(self.uplinks()?.get(&ifindex, 0), names::UPLINKS)
+    }
+
+    /// Makes an uplink known, or replaces what is known of it.
+    pub(crate) fn set_uplink(&self, port: &Port) -> Result<()> {
+        let is_known = self.port(port.id())?.is_some_and(|known| known.ifindex() == port.ifindex());
+        if !is_known {
+            self.reset_counters(port.id())?;
+        }
+        self.set_port(port)?;
+        let entered = self.uplinks()?.insert(port.ifindex(), port.id(), 0);
+        entered.map_err(|error| refused(format!("enter uplink {}", port.ifindex()), error))
+    }
+
+    /// Forgets an uplink. A port that has its number by now stays.
+    pub(crate) fn remove_uplink(&self, id: PortId, ifindex: u32) -> Result<()> {
+        if self.uplink(ifindex)? == Some(id) {
+            gone(self.uplinks()?.remove(&ifindex), names::UPLINKS)?;
+        }
+        match self.port(id)? {
+            Some(port) if port.is_uplink() && port.ifindex() == ifindex => self.clear_port(id),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
