@@ -1,6 +1,9 @@
 //! `cargo xtask lint`: what CI checks before it tests. All checks run, and the end says which failed.
 
-use anyhow::Result;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
 
 use crate::shell::Stages;
 use crate::{rustup, setup, shell};
@@ -33,5 +36,39 @@ pub(crate) fn lint() -> Result<()> {
         doc.args(HOST).args(["--no-deps", "--document-private-items"]);
         shell::run(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     });
+    stages.run("tests named in docs/conformance.md", conformance);
     stages.finish()
+}
+
+/// Every `module::function` of docs/conformance.md must be there: in module.rs, or in module/tests.rs.
+fn conformance() -> Result<()> {
+    let page = fs::read_to_string(shell::root().join("docs/conformance.md")).context("read docs/conformance.md")?;
+    let mut sources = Vec::new();
+    ["tests", "nsnet", "nsnet-common"].iter().try_for_each(|name| collect(&shell::root().join(name), &mut sources))?;
+    let is_name =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c == '_' || c.is_ascii_digit() || c.is_ascii_lowercase());
+    let named = page.split('`').filter_map(|text| text.split_once("::"));
+    let mut missing = Vec::new();
+    for (module, function) in named.filter(|(module, function)| is_name(module) && is_name(function)) {
+        let ends = [format!("/{module}.rs"), format!("/{module}/tests.rs")];
+        let of_module = |path: &str| ends.iter().any(|end| path.ends_with(end));
+        if !sources.iter().any(|(path, text)| of_module(path) && text.contains(&format!("fn {function}("))) {
+            missing.push(format!("{module}::{function}"));
+        }
+    }
+    ensure!(missing.is_empty(), "there is no {}; name the test that shows it now", missing.join(", "));
+    Ok(())
+}
+
+/// All Rust files below `folder`: path and text.
+fn collect(folder: &Path, sources: &mut Vec<(String, String)>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, sources)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push((path.display().to_string(), fs::read_to_string(&path)?));
+        }
+    }
+    Ok(())
 }
