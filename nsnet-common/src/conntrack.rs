@@ -235,9 +235,7 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     flow.about.timeout = match key.protocol() {
         IpProtocol::TCP => policy.tcp_established,
         IpProtocol::UDP if is_dns => policy.dns,
-        IpProtocol::UDP => policy.udp,
-        IpProtocol::ICMP | IpProtocol::ICMPV6 => policy.icmp,
-        _ => policy.other,
+        protocol => first_timeout(protocol, &policy),
     };
     flow.about.state = FlowState::ESTABLISHED;
     let timeout = flow.about.timeout;

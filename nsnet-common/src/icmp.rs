@@ -10,7 +10,7 @@ use crate::datagram::{Datagram, Query};
 use crate::layout::{FlowKey, NetworkId};
 use crate::packet::Packet;
 use crate::rewrite;
-use crate::route::way_out;
+use crate::route::{out_of, way_out};
 use crate::scratch::Scratch;
 use crate::tables::{FlowEntry, Tables};
 use crate::verdict::{DropReason, Outcome, Verdict};
@@ -37,13 +37,7 @@ pub fn translate(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Ta
     if !scratch.quote.read(frame, &scratch.datagram) || !find_flow(scratch, tables) {
         return Ok(Verdict::Open);
     }
-    let out = tables.port(scratch.flow.about.out).ok_or(DropReason::UnknownDestination)?;
-    if !out.is_uplink() && out.mac() != scratch.flow.about.to_mac {
-        return Err(DropReason::UnknownDestination);
-    }
-    if scratch.datagram.ttl <= 1 {
-        return Err(DropReason::TtlExceeded);
-    }
+    let out = out_of(&scratch.datagram, &scratch.flow, tables)?;
     let message = write_quote(frame, scratch).ok_or(DropReason::IcmpUnrelated)?;
     write_around(frame, scratch, message).ok_or(DropReason::IcmpUnrelated)?;
     tables.count_sent(out.id(), frame.len());

@@ -170,14 +170,7 @@ fn find_way_again(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Re
 #[inline(never)]
 pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
     let Scratch { datagram, flow, .. } = scratch;
-    let out = tables.port(flow.about.out).ok_or(DropReason::UnknownDestination)?;
-    if !out.is_uplink() && out.mac() != flow.about.to_mac {
-        // The port number is somebody else's by now.
-        return Err(DropReason::UnknownDestination);
-    }
-    if datagram.ttl <= 1 {
-        return Err(DropReason::TtlExceeded);
-    }
+    let out = out_of(datagram, flow, tables)?;
     let longest = longest(&out, flow.about.mtu);
     if !fits(frame, datagram, longest) {
         scratch.longest = longest as u16;
@@ -194,6 +187,20 @@ pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl 
 pub(crate) fn send_first(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
     scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
     send(frame, scratch, tables)
+}
+
+/// Where the packet leaves by its flow, if it may still pass a router.
+#[inline(always)]
+pub(crate) fn out_of(datagram: &Datagram, flow: &Flow, tables: impl Tables) -> Result<Port, DropReason> {
+    let out = tables.port(flow.about.out).ok_or(DropReason::UnknownDestination)?;
+    if !out.is_uplink() && out.mac() != flow.about.to_mac {
+        // The port number is somebody else's by now.
+        return Err(DropReason::UnknownDestination);
+    }
+    if datagram.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    Ok(out)
 }
 
 /// How a packet gets out there.

@@ -5,10 +5,13 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use nsnet_common::layout::PortId;
 use nsnet_common::path;
+use nsnet_common::scratch::Scratch;
+use nsnet_common::verdict::Outcome;
 
 use crate::context::{Hook, TcFrame};
-use crate::maps::scratch;
+use crate::maps::{Maps, scratch};
 use crate::outcome;
 
 /// Ingress of the host end of a namespace's veth: what a namespace sends.
@@ -57,41 +60,25 @@ pub(crate) fn routed(ctx: TcContext) -> i32 {
 /// Goes on from `routed` or `from_uplink` with ICMP errors.
 #[classifier]
 pub(crate) fn related(ctx: TcContext) -> i32 {
-    let mut frame = TcFrame::again(ctx, Hook::Ingress);
-    let maps = frame.maps();
-    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
-    let outcome = path::related(&mut frame, port, scratch, maps);
-    outcome::act(&mut frame, outcome)
+    stage(ctx, path::related)
 }
 
 /// Goes on from `routed` or `from_uplink` with what belongs to no flow.
 #[classifier]
 pub(crate) fn opened(ctx: TcContext) -> i32 {
-    let mut frame = TcFrame::again(ctx, Hook::Ingress);
-    let maps = frame.maps();
-    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
-    let outcome = path::opened(&mut frame, port, scratch, maps);
-    outcome::act(&mut frame, outcome)
+    stage(ctx, path::opened)
 }
 
 /// Goes on from `routed` or `from_uplink` with fragments.
 #[classifier]
 pub(crate) fn fragmented(ctx: TcContext) -> i32 {
-    let mut frame = TcFrame::again(ctx, Hook::Ingress);
-    let maps = frame.maps();
-    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
-    let outcome = path::fragmented(&mut frame, port, scratch, maps);
-    outcome::act(&mut frame, outcome)
+    stage(ctx, path::fragmented)
 }
 
 /// Goes on with a packet that is too long for its way out, but may be cut.
 #[classifier]
 pub(crate) fn cut(ctx: TcContext) -> i32 {
-    let mut frame = TcFrame::again(ctx, Hook::Ingress);
-    let maps = frame.maps();
-    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
-    let outcome = path::cut(&mut frame, port, scratch, maps);
-    outcome::act(&mut frame, outcome)
+    stage(ctx, path::cut)
 }
 
 /// Goes on with what was dropped, to tell its sender.
@@ -101,5 +88,15 @@ pub(crate) fn refused(ctx: TcContext) -> i32 {
     let maps = frame.maps();
     let Some((at, refusal)) = frame.refusal() else { return outcome::DROP };
     let outcome = path::refused(&mut frame, at, refusal, maps);
+    outcome::act(&mut frame, outcome)
+}
+
+/// What the stages have in common that go on from either side: the frame, where it came in, and its workplace.
+#[inline(always)]
+fn stage(ctx: TcContext, run: impl FnOnce(&mut TcFrame, PortId, &mut Scratch, Maps) -> Outcome) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let (Some(port), Some(scratch)) = (frame.came_by(), scratch()) else { return outcome::DROP };
+    let outcome = run(&mut frame, port, scratch, maps);
     outcome::act(&mut frame, outcome)
 }
