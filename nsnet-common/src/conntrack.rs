@@ -327,7 +327,7 @@ pub fn refresh(scratch: &Scratch, age: Age, now: u32, tables: impl Tables) -> bo
     if flow.about.has(flow_flags::MAPPED) && !flow.about.has(flow_flags::REPLY) {
         let Some(policy) = tables.policy(key.side) else { return true };
         let until = now.wrapping_add(first_timeout(key.protocol(), &policy) + QUARANTINE);
-        let inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
+        let inside = MappingKey::inside(key.side, key.protocol(), key.source, key.source_port, flow.source);
         nat::refresh(&inside, (flow.source, flow.about.source_port), until, tables);
     }
     true

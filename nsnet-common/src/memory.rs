@@ -74,6 +74,8 @@ pub struct MemoryTables {
     pub secret: u64,
     /// Addresses of the host.
     pub locals: HashSet<IpAddress>,
+    /// Broadcast addresses of the host's subnets.
+    pub broadcasts: HashSet<IpAddress>,
     /// What redirected sockets asked for.
     pub originals: RefCell<BTreeMap<OriginalKey, Original>>,
 }
@@ -427,6 +429,10 @@ impl<'a> Tables for &'a MemoryTables {
 
     fn is_local(&self, ip: IpAddress) -> bool {
         self.locals.contains(&ip)
+    }
+
+    fn is_broadcast(&self, ip: IpAddress) -> bool {
+        self.broadcasts.contains(&ip)
     }
 
     fn any_local<F: FnMut(IpAddress) -> bool>(&self, is_it: &mut F) -> bool {

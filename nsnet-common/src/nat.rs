@@ -19,8 +19,8 @@ use crate::tables::{Age, FlowEntry, Inserted, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol};
 
-/// How many ports are tried for one flow. With a quarter of the pool free, one in ten thousand finds none.
-const TURNS: u32 = 32;
+/// How many ports are tried for one flow. With a quarter of the pool free, one in a hundred million finds none.
+const TURNS: u32 = 64;
 
 /// Ports below this one are for system services, and only exchanged for one another.
 const SYSTEM_PORTS: u16 = 1024;
@@ -124,8 +124,8 @@ fn adopt(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason> {
 pub struct Search {
     /// The tuple that the order of ports is made from.
     seed: FlowKey,
-    /// The tuple of the answers, with the port that is tried.
-    answers: FlowKey,
+    /// The tuple of the answers, with the port that is tried; or any other that is only asked about.
+    pub(crate) answers: FlowKey,
     inside: MappingKey,
     outside: MappingKey,
     mapping: Mapping,
@@ -251,7 +251,7 @@ fn map(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
     let key = &pair.key;
     let now = tables.seconds();
     search.until = now.wrapping_add(first_timeout(key.protocol(), policy) + QUARANTINE);
-    search.inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
+    search.inside = MappingKey::inside(key.side, key.protocol(), key.source, key.source_port, pair.flow.source);
     if find_own(pair, search, tables) {
         pair.flow.about.source_port = search.mapping.port;
         return Ok(());
@@ -303,14 +303,14 @@ pub(crate) fn refresh(inside: &MappingKey, external: (IpAddress, [u8; 2]), until
 
 #[inline(always)]
 fn outside_of(inside: &MappingKey, external: (IpAddress, [u8; 2])) -> MappingKey {
-    MappingKey::new(NetworkId::OUTSIDE, IpProtocol(inside.protocol), external.0, external.1)
+    MappingKey::outside(IpProtocol(inside.protocol), external.0, external.1)
 }
 
 /// Takes the external endpoint with this port for the inside one, if nobody has it.
 #[inline(never)]
 fn take_endpoint(pair: &Pair, search: &mut Search, port: [u8; 2], tables: impl Tables) -> Inserted {
     let protocol = pair.key.protocol();
-    search.outside = MappingKey::new(NetworkId::OUTSIDE, protocol, pair.flow.source, port);
+    search.outside = MappingKey::outside(protocol, pair.flow.source, port);
     if let Some(holder) = tables.mapping(&search.outside) {
         if holder.is_alive(tables.seconds()) {
             return Inserted::Exists;
@@ -432,6 +432,6 @@ pub fn forget_dead(key: &MappingKey, tables: impl Tables) {
 /// The inside endpoint that the receiver of such packets is mapped to.
 #[inline(always)]
 pub fn mapped(key: &FlowKey, tables: impl Tables) -> Option<Mapping> {
-    let outside = MappingKey::new(NetworkId::OUTSIDE, key.protocol(), key.destination, key.destination_port);
+    let outside = MappingKey::outside(key.protocol(), key.destination, key.destination_port);
     tables.mapping(&outside).filter(|mapping| mapping.is_alive(tables.seconds()))
 }

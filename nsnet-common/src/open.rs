@@ -290,7 +290,7 @@ fn is_loopback(ip: &IpAddress) -> bool {
 
 /// Addresses that no router passes on, as source or destination: RFC 1812 section 5.3.7, RFC 6890, RFC 4291 section 2.5.
 #[inline(never)]
-fn is_never_routed(ip: &IpAddress) -> bool {
+pub(crate) fn is_never_routed(ip: &IpAddress) -> bool {
     match ip.as_v4() {
         // This network, loopback, link-local, multicast, reserved and broadcast.
         Some([0 | 127 | 224..=255, ..] | [169, 254, ..]) => true,

@@ -3,7 +3,7 @@
 use crate::conntrack::{self, Pair};
 use crate::datagram::Kind;
 use crate::layout::{Mapping, NetworkId, Port, flow_flags};
-use crate::open::{Lead, begin, check_opens, mac_of};
+use crate::open::{Lead, begin, check_opens, is_never_routed, mac_of};
 use crate::scratch::Scratch;
 use crate::tables::{Route, Tables};
 use crate::verdict::DropReason;
@@ -12,9 +12,8 @@ use crate::wire::{IpAddress, Mac};
 /// The published entry that the packet is to, if it is to one of the host's addresses.
 #[inline(never)]
 pub(crate) fn published(scratch: &mut Scratch, tables: impl Tables) -> Option<u32> {
-    let Scratch { datagram, hop, .. } = scratch;
-    let key = &datagram.key;
-    if !matches!(datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
+    let key = &scratch.datagram.key;
+    if !matches!(scratch.datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         return None;
     }
     let port = u16::from_be_bytes(key.destination_port);
@@ -30,11 +29,32 @@ pub(crate) fn published(scratch: &mut Scratch, tables: impl Tables) -> Option<u3
     if key.side != NetworkId::OUTSIDE {
         return None;
     }
-    // The host may have got the address since the control plane looked (DHCP). Its routes know at once, but give one
-    // answer for "the host's own", "broadcast" and "no route": good enough for what somebody outside sent to the
-    // host's MAC, and not for what a namespace sends anywhere.
     let gateway = tables.port(tables.policy(tables.publish(place)?.network)?.gateway)?;
-    (tables.route(gateway.ifindex(), key, hop) == Route::Local).then_some(place)
+    is_new_address(&gateway, scratch, tables).then_some(place)
+}
+
+/// Whether the packet is to an address that the host has got since the control plane looked (DHCP).
+///
+/// The host's routes know at once, but have one answer for "the host's own", "broadcast" and "no route". Where there is no
+/// route to an address, there is none to those beside it; and broadcast addresses are known like the host's own, but for
+/// those of subnets that came later.
+#[inline(never)]
+fn is_new_address(gateway: &Port, scratch: &mut Scratch, tables: impl Tables) -> bool {
+    let Scratch { datagram, search, hop, .. } = scratch;
+    let key = &datagram.key;
+    if is_never_routed(&key.destination)
+        || tables.is_broadcast(key.destination)
+        || tables.route(gateway.ifindex(), key, hop) != Route::Local
+    {
+        return false;
+    }
+    let beside = &mut search.answers;
+    [1, 2].into_iter().any(|bit| {
+        *beside = *key;
+        let IpAddress([.., last]) = &mut beside.destination;
+        *last ^= bit;
+        tables.route(gateway.ifindex(), beside, hop) == Route::Forward
+    })
 }
 
 /// A new flow from an uplink to the published entry at `place`. The namespace sees the client's own address.

@@ -19,6 +19,7 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
+//!   nat_addresses  those that come later, and two       nat_hairpin    published ports from inside
 //!   networks   apart, opened and internal
 //! ```
 
@@ -35,6 +36,8 @@ mod isolation;
 mod leak;
 mod lifecycle;
 mod limits;
+mod nat_addresses;
+mod nat_hairpin;
 mod nat_in;
 mod nat_life;
 mod nat_out;

@@ -7,11 +7,12 @@ use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use crate::clock::monotonic;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
-use aya::programs::{TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
 use nsnet::kernel::dataplane::{open_object_with, program_in};
@@ -27,11 +28,12 @@ use nsnet_common::cases::world::{
 };
 use nsnet_common::layout::{
     AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held, HeldKey,
-    Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
-    PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
+    Holding, MAX_MAPPINGS, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId,
+    Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
 };
 use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
 use nsnet_common::tables::Route;
+use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
 /// Ports up to this number are the world's. Entries of higher ones fill a table up.
@@ -231,7 +233,9 @@ impl Machine {
         make_equal(&mut self.fragments, &fragments, |_| true)?;
         let held = tables.held.borrow().iter().map(|(place, held)| (*place, waiting(held))).collect();
         make_equal(&mut self.held, &held, |_| true)?;
-        make_equal(&mut self.locals, &tables.locals.iter().map(|ip| (*ip, 1)).collect(), |_| true)?;
+        let broadcasts = tables.broadcasts.iter().map(|ip| (*ip, 0));
+        let locals = tables.locals.iter().map(|ip| (*ip, 1)).chain(broadcasts).collect();
+        make_equal(&mut self.locals, &locals, |_| true)?;
         self.fill_published(tables)?;
         make_equal(&mut self.stations, &tables.stations.borrow(), |_| true)?;
         make_equal(&mut self.foreign, &tables.foreign.borrow(), is_of_world)?;
@@ -329,19 +333,84 @@ impl Machine {
     }
 
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
-    pub(crate) fn run(&mut self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
+    pub(crate) fn run(&self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
+        let mut bytes = vec![0; frame.len() + 64];
+        let (action, length) = self.run_into(hook, port, frame, gso_size, &mut bytes)?;
+        bytes.truncate(length);
+        Ok(Ran { action, bytes })
+    }
+
+    /// The same; what has become of the frame is in the first bytes of `room` then. Returns the action and how many.
+    pub(crate) fn run_into(
+        &self,
+        hook: Hook,
+        port: PortId,
+        frame: &[u8],
+        gso_size: u32,
+        room: &mut [u8],
+    ) -> Result<(u32, usize)> {
         let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
         let context = context(hook, if port == PortId::NONE { LOOPBACK } else { ifindex }, frame.len(), gso_size);
-        let mut bytes = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),
-            data_out: Some(&mut bytes),
+            data_out: Some(room),
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let result = program_in(&mut self.ebpf, program_of(hook))?.test_run(options)?;
-        bytes.truncate(result.data_size_out as usize);
-        Ok(Ran { action: result.return_value, bytes })
+        let name = program_of(hook);
+        let program = self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))?;
+        let program: &SchedClassifier = program.try_into()?;
+        let result = program.test_run(options)?;
+        Ok((result.return_value, result.data_size_out as usize))
+    }
+
+    /// What a port holds; port 0 stands for all flows of IPv4.
+    pub(crate) fn usage_of(&self, port: PortId) -> Result<Usage> {
+        Ok(self.usage.get(&u32::from(port.0), 0)?)
+    }
+
+    /// How many frames of a port were dropped for this reason.
+    pub(crate) fn dropped(&self, port: PortId, reason: DropReason) -> Result<u64> {
+        match self.drops.get(&DropKey { port, reason: reason.code() }, 0) {
+            Ok(cpus) => Ok(cpus.iter().map(|traffic| traffic.packets).sum()),
+            Err(MapError::KeyNotFound) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets what a port holds.
+    pub(crate) fn set_usage(&mut self, port: PortId, usage: Usage) -> Result<()> {
+        Ok(self.usage.set(u32::from(port.0), usage, 0)?)
+    }
+
+    /// Has the time of all established flows of IPv4 be over.
+    pub(crate) fn kill_flows(&mut self) -> Result<()> {
+        for (key, mut flow) in self.flows_v4.iter().collect::<Result<Vec<_>, _>>()? {
+            (flow.about.seen, flow.about.timeout) = (flow.about.seen - 2, 0);
+            self.flows_v4.insert(key, flow, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every free entry of the mappings, for endpoints of no network that is here.
+    pub(crate) fn fill_mappings(&mut self) -> Result<()> {
+        let until = (monotonic()? / 1_000_000_000) as u32 + 3600;
+        let mapping = Mapping { until, ..Mapping::EMPTY };
+        for number in 0..4 * MAX_MAPPINGS {
+            let [a, b, c, d] = number.to_be_bytes();
+            let endpoint = MappingKey::outside(IpProtocol::UDP, IpAddress::v4([10, 99, a, b]), [c, d]);
+            let key = MappingKey { side: NetworkId(99), ..endpoint };
+            match self.mappings.insert(key, mapping, 0) {
+                Ok(()) => {}
+                Err(_no_room) => return Ok(()),
+            }
+        }
+        bail!("the table takes twice the entries that it was made for")
+    }
+
+    /// How many entries there are of young flows of IPv4.
+    pub(crate) fn count_young(&self) -> Result<usize> {
+        Ok(self.young_v4.keys().collect::<Result<Vec<_>, _>>()?.len())
     }
 }
 

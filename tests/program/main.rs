@@ -12,7 +12,10 @@
 
 mod clock;
 mod flood;
+mod line;
 mod live;
 mod machine;
 mod mutants;
+mod pressure;
 mod table;
+mod two_cpus;

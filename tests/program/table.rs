@@ -16,9 +16,9 @@ use crate::machine::{Machine, Ran, is_taken};
 
 /// `TC_ACT_SHOT`, `TC_ACT_REDIRECT` (`linux/pkt_cls.h`).
 const SHOT: u32 = 2;
-const REDIRECT: u32 = 7;
+pub(crate) const REDIRECT: u32 = 7;
 /// `TC_ACT_UNSPEC`, -1.
-const UNSPEC: u32 = u32::MAX;
+pub(crate) const UNSPEC: u32 = u32::MAX;
 
 /// The TC action that an outcome becomes.
 pub(crate) fn action(outcome: Outcome) -> u32 {

@@ -7,7 +7,8 @@ use crate::verdict::DropReason;
 
 use super::sequence::Sequence;
 use super::talk::{ACK, FIN, L4, RST, SYN, Talk, pooled};
-use super::world::{BLACK, BLUE, CYAN, GOLD, HOST, LIME, RED, UPLINK};
+use super::world::{BLACK, BLUE, CYAN, GOLD, HOST, LIME, RED, SECOND_V4, UPLINK};
+use crate::wire::IpAddress;
 
 /// Another host afar.
 const AFAR_2: ([u8; 4], [u8; 16]) = ([198, 51, 100, 10], [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa]);
@@ -128,6 +129,24 @@ fn ports(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(blue.out(l4).then(holds(6, 0, 4)));
         all.push(
             first.step(other.out(l4).then(holds(8, 0, 4))).step(other.back(l4.answer())).step(kept.back(l4.answer())),
+        );
+    }
+    // A socket that sends by two addresses of the host's in turn keeps its port at both.
+    let second = (SECOND_V4, UPLINK.ipv6);
+    if is_v4 {
+        let elsewhere = Talk { outer: second, ..red.with(AFAR_2.0, AFAR_2.1) };
+        let source = |ip: [u8; 4]| {
+            move |tables: &mut MemoryTables| {
+                tables.policies.values_mut().for_each(|policy| policy.source_v4 = IpAddress::v4(ip));
+            }
+        };
+        all.push(
+            Sequence::new("IPv4, UDP, by two addresses in turn")
+                .step(red.out(L4::Udp).then(holds(2, 0, 2)))
+                .step(elsewhere.out(L4::Udp).with(source(SECOND_V4)).then(holds(4, 0, 4)))
+                .step(blue.pooled(L4::Udp, 1).out(L4::Udp).with(source(UPLINK.ipv4)).then(holds(6, 0, 6)))
+                .step(red.back(L4::Udp))
+                .step(elsewhere.back(L4::Udp)),
         );
     }
     // Who may send to a mapped endpoint (RFC 4787 section 5): by default, whom it has sent to.

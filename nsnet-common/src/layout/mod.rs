@@ -27,7 +27,7 @@ pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
 /// Version of everything in this file, part of the path of the pins.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -164,7 +164,8 @@ pub mod names {
     pub const HELD: &str = "HELD";
     /// Array of [`Holding`](super::Holding) by port id.
     pub const HOLDING: &str = "HOLDING";
-    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8), all but link-local ones.
+    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8, 1), all but link-local ones, and of its
+    /// subnets' broadcast addresses (0).
     pub const LOCALS: &str = "LOCALS";
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";

@@ -3,9 +3,10 @@
 //! They are an extra. Where a kernel or a container does not let us have them, the dataplane works without, and
 //! programs of the host reach no published port: `nsnet doctor` tells so.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program};
+use ipnet::IpNet;
 use nsnet_common::layout::names;
 use nsnet_common::wire::IpAddress;
 
@@ -96,15 +98,26 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
     if !host.dataplane.is_loaded() {
         return Ok(());
     }
-    let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
-    // A link-local address says nothing without its link: a router elsewhere may have the same.
-    let wanted: BTreeSet<IpAddress> = addresses.filter(|ip| !ip.is_link_local_v6()).collect();
-    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
-    let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
-    for ip in wanted.difference(&known) {
-        locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+    let mut wanted: BTreeMap<IpAddress, u8> = BTreeMap::new();
+    for (_, address) in host.netlink.all_addresses()? {
+        // RFC 3021: a /31 has no broadcast address.
+        if let IpNet::V4(v4) = address
+            && v4.prefix_len() < 31
+        {
+            wanted.entry(IpAddress::from(IpAddr::V4(v4.broadcast()))).or_insert(0);
+        }
+        // A link-local address says nothing without its link: a router elsewhere may have the same.
+        let ip = IpAddress::from(address.addr());
+        if !ip.is_link_local_v6() {
+            wanted.insert(ip, 1);
+        }
     }
-    for ip in known.difference(&wanted) {
+    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
+    let known: BTreeMap<IpAddress, u8> = locals.iter().flatten().collect();
+    for (ip, kind) in wanted.iter().filter(|(ip, kind)| known.get(*ip) != Some(*kind)) {
+        locals.insert(ip, kind, 0).map_err(|error| refused("enter an address of the host", error))?;
+    }
+    for ip in known.keys().filter(|ip| !wanted.contains_key(*ip)) {
         locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
     }
     Ok(())
