@@ -124,8 +124,8 @@ fn adopt(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason> {
 pub struct Search {
     /// The tuple that the order of ports is made from.
     seed: FlowKey,
-    /// The tuple of the answers, with the port that is tried; or any other that is only asked about.
-    pub(crate) answers: FlowKey,
+    /// The tuple of the answers, with the port that is tried.
+    answers: FlowKey,
     inside: MappingKey,
     outside: MappingKey,
     mapping: Mapping,

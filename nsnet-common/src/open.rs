@@ -5,7 +5,7 @@ use crate::datagram::{Datagram, Kind};
 use crate::layout::{About, AddressKey, Flow, NetworkId, Policy, Port, PortId, policy_flags};
 use crate::nat;
 use crate::packet::Packet;
-use crate::publish::{self, published};
+use crate::publish::{self, published, published_since};
 use crate::route::fits;
 use crate::scratch::Scratch;
 use crate::tables::{Hop, Route, Tables};
@@ -160,7 +160,7 @@ pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -
     let may_open = scratch.datagram.kind != Kind::Tcp || scratch.datagram.is_syn();
     if may_open
         && !is_never_routed(&scratch.datagram.key.source)
-        && let Some(place) = published(scratch, tables)
+        && let Some(place) = published(scratch, tables).or_else(|| published_since(scratch, tables))
     {
         return publish::from_outside(uplink, place, scratch, tables);
     }

@@ -56,7 +56,8 @@ fn nobodys_address_is_not_published() -> Result<()> {
     let bed = Outside::with("", &[], &["g1"])?;
     let (g1, at_wan) = (bed.end("g1")?, bed.end("wan")?);
     bed.lab.nsnet("publish add @g1 8080:80/tcp")?;
-    let strangers = ["192.168.1.77", "100.64.7.7", "192.168.1.255", "255.255.255.255", "224.0.0.1", "fd01::77", "fdff::7"];
+    let strangers =
+        ["192.168.1.77", "100.64.7.7", "192.168.1.255", "255.255.255.255", "224.0.0.1", "fd01::77", "fdff::7"];
     let netlink = Netlink::inside(&bed.lab.ns("host")?)?;
     for has_default_route in [true, false] {
         if !has_default_route {
@@ -86,7 +87,8 @@ fn two_uplinks_have_a_mapping_each() -> Result<()> {
     for v6 in FAMILIES {
         let there = SocketAddr::new(far(v6), 443);
         let second = IpAddr::from(if v6 { at_back.v6.into() } else { IpAddr::from(at_back.v4) });
-        let sends = |end: &End, to: SocketAddr, at: &End| end.carry(&Packet::udp(end.endpoint(v6, 40_000), to, b"x"), at);
+        let sends =
+            |end: &End, to: SocketAddr, at: &End| end.carry(&Packet::udp(end.endpoint(v6, 40_000), to, b"x"), at);
         // By the first one g1's port is another's, so that what it is given is no accident.
         ensure!(sends(&g2, remote(v6, 1, 443), &at_wan)?.from().port() == 40_000);
         let first = sends(&g1, remote(v6, 1, 443), &at_wan)?.from();
@@ -98,7 +100,12 @@ fn two_uplinks_have_a_mapping_each() -> Result<()> {
             ensure!(sends(&g1, SocketAddr::new(there.ip(), 443 + u16::from(number)), &at_back)?.from() == other);
         }
         // Answers come back by either.
-        at_wan.carry_as(&Packet::udp(remote(v6, 1, 443), first, b"x"), &g1, remote(v6, 1, 443), g1.endpoint(v6, 40_000))?;
+        at_wan.carry_as(
+            &Packet::udp(remote(v6, 1, 443), first, b"x"),
+            &g1,
+            remote(v6, 1, 443),
+            g1.endpoint(v6, 40_000),
+        )?;
         at_back.carry_as(&Packet::udp(there, other, b"x"), &g1, there, g1.endpoint(v6, 40_000))?;
         // At the second one g2 is the one that must give way.
         ensure!(sends(&g2, there, &at_back)?.from().port() != 40_000, "a port was given twice");
@@ -110,7 +117,8 @@ fn two_uplinks_have_a_mapping_each() -> Result<()> {
 fn second_uplink(bed: &Outside) -> Result<End> {
     let (host, wan) = (bed.lab.ns("host")?, bed.lab.ns("wan")?);
     let netlink = Netlink::inside(&host)?;
-    let (near, back) = (VethSpec { name: "second", ..VethSpec::default() }, VethSpec { name: "back", ..VethSpec::default() });
+    let (near, back) =
+        (VethSpec { name: "second", ..VethSpec::default() }, VethSpec { name: "back", ..VethSpec::default() });
     netlink.create_veth(&near, &back, Some(&wan))?;
     let outer = Netlink::inside(&wan)?;
     let (near, back) = (netlink.existing_link("second")?, outer.existing_link("back")?);

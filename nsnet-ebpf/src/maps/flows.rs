@@ -5,9 +5,9 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use nsnet_common::conntrack;
 use nsnet_common::layout::{About, Flow, Flow4, FlowKey, FlowKey4, FlowState};
-use nsnet_common::tables::{Age, FlowEntry, Hop, Inserted, Tables};
+use nsnet_common::tables::{Age, FlowEntry, Hop, Inserted};
 
-use super::tables::{Maps, Sweep, inserted};
+use super::tables::{Sweep, inserted};
 use super::{FLOWS4, FLOWS6, YOUNG4, YOUNG6};
 
 /// A flow in a map: one of the two is null.
