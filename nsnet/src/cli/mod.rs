@@ -1,5 +1,6 @@
 //! What the user types: one function for each verb.
 
+mod apply;
 mod args;
 mod attach;
 mod bypassed;
@@ -50,6 +51,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Answer {
     let host = || {
         let mut host = Host::enter(cli.host_ns.as_deref())?;
+        host.on_wait = output::note;
         if cli.verbose {
             host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
         }
@@ -73,6 +75,16 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Drops => show::drops(&host()?, format),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
+        // A file is read first, as the caller sees it.
+        Command::Plan(args) => {
+            let wanted = args.read()?;
+            apply::plan(&host()?, format, wanted.as_ref())
+        }
+        Command::Apply(args) => {
+            let wanted = args.read()?;
+            apply::apply(&host()?, format, wanted.as_ref())
+        }
+        Command::Schema => apply::schema(),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
         // These come without: one looks why there may be no host, the other makes one of its own.

@@ -14,12 +14,15 @@ use super::observe::{self, Scope};
 use super::place::{self, Place};
 use super::reserved;
 use super::sockets;
-use super::steps;
+use super::steps::{self, Around};
 use super::store::{BPFFS, Store};
 use super::uplink;
 use crate::model::drift::Drift;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
+
+/// The MTU when neither the user nor a default route gives one.
+const ETHERNET_MTU: u16 = 1500;
 
 /// A change of the state, and what it takes.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct Change<T> {
     pub drift: Vec<Drift>,
     /// What is done, in this order.
     pub steps: Vec<Step>,
+    /// The steps of a verb that was cut off: they are taken back before.
+    pub cut_off: Vec<Step>,
 }
 
 /// One host.
@@ -51,6 +56,8 @@ pub struct Host {
     pub key: String,
     /// Told of each step and the time it took.
     pub on_step: fn(&Step, Duration),
+    /// Told for what this process waits, when it does for over a second.
+    pub on_wait: fn(&str),
     place: Place,
 }
 
@@ -73,6 +80,7 @@ impl Host {
             key,
             ns,
             on_step: |_step, _took| (),
+            on_wait: |_what| (),
             place,
         })
     }
@@ -96,14 +104,26 @@ impl Host {
         Ok(ns)
     }
 
+    /// The MTU of a network for which none is asked for: as netavark does, that of the default route's interface.
+    pub fn default_mtu(&self) -> Result<u16> {
+        let Some(index) = self.netlink.default_route_interface()? else { return Ok(ETHERNET_MTU) };
+        let link = self.netlink.link_by_index(index)?;
+        Ok(link.map_or(ETHERNET_MTU, |link| u16::try_from(link.mtu).unwrap_or(u16::MAX)))
+    }
+
     /// Refuses what would not outlive this command: a mount made in a private mount namespace goes with it.
     pub fn check_mounts_last(&self, verb: &str) -> Result<()> {
-        match &self.place {
-            Place::Stuck { why } => {
+        let why = match &self.place {
+            Place::Stuck { why } => Some(why.clone()),
+            Place::Unknown => place::why_private()?,
+            Place::Home | Place::Entered { .. } => None,
+        };
+        match why {
+            Some(why) => {
                 Err(KernelError::refused(verb, format!("what it mounts would vanish with this command ({why})"))
                     .with_remedy("run it outside, with --host-ns NAME"))
             }
-            Place::Home | Place::Entered { .. } => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -122,7 +142,7 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        let store = Store::locked(&self.key)?;
+        let store = Store::locked(&self.key, self.on_wait)?;
         let record = store.load()?;
         if !record.under_way.is_empty() {
             // Undoing is harmless for steps that were not begun, so all are undone.
@@ -130,7 +150,8 @@ impl Host {
             store.save(&record.state, &[])?;
             undone?;
         }
-        let change = self.prepare(record.state, edit, look)?;
+        let change = Change { cut_off: record.under_way, ..self.prepare(record.state, edit, look)? };
+        self.check(&change.steps)?;
         if change.steps.is_empty() {
             if change.new != change.old {
                 store.save(&change.new, &[])?;
@@ -143,13 +164,15 @@ impl Host {
         outcome.map(|()| change).map_err(Into::into)
     }
 
-    /// What such a change would do. Nothing is changed; what would be refused is refused.
+    /// What such a change would do. Nothing is changed, and only what the edit refuses is refused: see [`Host::check`].
     pub fn preview<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.prepare(self.state()?, edit, look)
+        let store = Store::shared(&self.key, self.on_wait)?;
+        let record = store.load()?;
+        Ok(Change { cut_off: record.under_way, ..self.prepare(record.state, edit, look)? })
     }
 
     /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
@@ -174,12 +197,11 @@ impl Host {
         reserved::note_before(&mut new)?;
         let drift = observe::drift(self, &old, &scope)?;
         let steps = plan(&old, &new, &drift);
-        self.check_possible(&steps)?;
-        Ok(Change { answer, old, new, drift, steps })
+        Ok(Change { answer, old, new, drift, steps, cut_off: Vec::new() })
     }
 
-    /// Nothing is changed before it is known that it can be done.
-    fn check_possible(&self, steps: &[Step]) -> Result<()> {
+    /// Fails when some step cannot be done, as far as can be told without doing it: then nothing is changed.
+    pub fn check(&self, steps: &[Step]) -> Result<()> {
         let has = |is_meant: fn(&Step) -> bool| steps.iter().any(|step| is_meant(step.inner()));
         let loads = has(|step| *step == Step::LoadDataplane);
         if !loads && !self.dataplane.is_loaded() && has(needs_the_dataplane) {
@@ -191,7 +213,8 @@ impl Host {
         if loads || mounts {
             self.check_mounts_last(if mounts { "make a namespace" } else { "mount the pins' file system" })?;
         }
-        steps.iter().try_for_each(|step| steps::check(self, step))
+        let around = Around::of(steps);
+        steps.iter().try_for_each(|step| steps::check(self, step, &around))
     }
 
     fn carry_out(&self, steps: &[Step]) -> Result<()> {

@@ -5,14 +5,14 @@
 //! /run/nsnet/<host>.json     the state, and the steps of a verb that is under way
 //! ```
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing as _, KernelError, Result};
+use super::lock::{Lock, Sharing};
 use crate::model::plan::Step;
 use crate::model::state::State;
 
@@ -39,7 +39,7 @@ pub struct Record {
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<Flock<File>>,
+    _lock: Option<Lock>,
 }
 
 impl Store {
@@ -49,16 +49,17 @@ impl Store {
         Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), _lock: None })
     }
 
-    /// The file of `host`, held against all other verbs until dropped.
-    pub fn locked(host: &str) -> Result<Self> {
+    /// The file of `host`, held against all other verbs until dropped. `on_wait` is told when that takes long.
+    pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
         fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
         set_private(Path::new(RUN))?;
-        let path = Path::new(RUN).join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.doing(|| format!("open {}", path.display()))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))?;
-        Ok(Self { _lock: Some(lock), ..Self::read_only(host)? })
+        Ok(Self { _lock: Some(Lock::taken(Sharing::Alone, on_wait)?), ..Self::read_only(host)? })
+    }
+
+    /// The file of `host`, held against verbs that change something, so that the kernel is as the file says.
+    pub fn shared(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        let lock = if Path::new(RUN).exists() { Some(Lock::taken(Sharing::WithReaders, on_wait)?) } else { None };
+        Ok(Self { _lock: lock, ..Self::read_only(host)? })
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::Around;
 use super::interface::{check_free, set_addresses, set_ipv6, set_link, with_prefix};
 use super::port::host_entry;
 use crate::kernel::dataplane::Hook;
@@ -13,11 +14,11 @@ use crate::kernel::veth::VethSpec;
 use crate::model::name::unused_end;
 use crate::model::state::Network;
 
-pub(super) fn check(host: &Host, network: &Network) -> Result<()> {
+pub(super) fn check(host: &Host, network: &Network, around: &Around<'_>) -> Result<()> {
     for name in [network.name.as_str(), &unused_end(&network.name)] {
-        check_free(&host.netlink, name, network.port())?;
+        check_free(&host.netlink, name, network.port(), around)?;
     }
-    check_subnets(host, network)
+    check_subnets(host, network, around)
 }
 
 /// Makes the network, or what is missing of it: connections go on over what is there.
@@ -83,11 +84,12 @@ pub(super) fn delete(host: &Host, network: &Network) -> Result<()> {
 }
 
 /// RFC 4787 REQ-7: addresses of the network must not be ones that the host already reaches otherwise.
-fn check_subnets(host: &Host, network: &Network) -> Result<()> {
+fn check_subnets(host: &Host, network: &Network, around: &Around<'_>) -> Result<()> {
+    let is_ours = |index: u32| index == network.port().ifindex() || around.ports.contains(&index);
     for (index, address) in host.netlink.all_addresses()? {
         let ours =
             network.subnets.iter().find(|s| s.net.contains(&address.addr()) || address.contains(&s.net.network()));
-        if let Some(subnet) = ours.filter(|_| index != network.port().ifindex()) {
+        if let Some(subnet) = ours.filter(|_| !is_ours(index)) {
             return Err(overlaps(network, &subnet.net, format_args!("{address}, which an interface of the host has")));
         }
     }
@@ -98,7 +100,7 @@ fn check_subnets(host: &Host, network: &Network) -> Result<()> {
             .subnets
             .iter()
             .find(|s| s.net.contains(&first) || s.net.contains(&last) || route.dest.contains(&s.net.network()));
-        let is_other = is_connected && route.index != Some(network.port().ifindex());
+        let is_other = is_connected && !route.index.is_some_and(is_ours);
         if let Some(subnet) = ours.filter(|_| is_other) {
             let other = format_args!("{}, to which the host has a route by an interface", route.dest);
             return Err(overlaps(network, &subnet.net, other));
