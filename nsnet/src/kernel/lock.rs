@@ -1,8 +1,9 @@
-//! The lock under which verbs take their turns.
+//! Locks on files, under which verbs take their turns.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -11,8 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 
-use super::error::{Doing as _, KernelError, Result};
-use super::store::RUN;
+use super::error::{Doing as _, KernelError, Result, printable};
 
 /// Who waits longer is told for whom.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -21,9 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: Flock<File>,
+    sharing: Sharing,
 }
 
-/// With whom the lock is shared.
+/// With whom a lock is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sharing {
     /// With nobody: something is changed.
@@ -33,52 +34,93 @@ pub(super) enum Sharing {
 }
 
 impl Lock {
-    /// Waits until it is to be had. `on_wait` is told, once, when that takes over a second.
-    pub(super) fn taken(sharing: Sharing, on_wait: fn(&str)) -> Result<Self> {
-        let path = path();
-        let what = || format!("lock {}", path.display());
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).doing(what)?;
+    /// Waits until it is to be had; `None` when it is shared and there is no such file: nobody has changed anything yet.
+    /// `on_wait` is told, once, when that takes over a second.
+    pub(super) fn taken(path: &Path, sharing: Sharing, on_wait: fn(&str)) -> Result<Option<Self>> {
         let (at_once, in_turn) = match sharing {
             Sharing::Alone => (FlockArg::LockExclusiveNonblock, FlockArg::LockExclusive),
             Sharing::WithReaders => (FlockArg::LockSharedNonblock, FlockArg::LockShared),
         };
-        let file = match Flock::lock(file, at_once) {
-            Ok(lock) => return Ok(Self { _file: lock }),
-            Err((file, Errno::EWOULDBLOCK)) => file,
-            Err((_file, errno)) => return Err(KernelError::new(what(), errno)),
-        };
-        let (done, is_done) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                    on_wait(&format!("waiting for {}", holder()));
-                }
-            });
-            let taken = Flock::lock(file, in_turn);
-            // The watcher's wait ends with it.
-            drop(done);
-            taken.map(|lock| Self { _file: lock }).map_err(|(_file, errno)| KernelError::new(what(), errno))
-        })
+        loop {
+            let Some(file) = open(path, sharing)? else { return Ok(None) };
+            let file = match Flock::lock(file, at_once) {
+                Ok(file) => file,
+                Err((file, Errno::EWOULDBLOCK)) => wait(file, in_turn, path, on_wait)?,
+                Err((_file, errno)) => return Err(failed(path, errno)),
+            };
+            if is_still(&file, path)? {
+                return Ok(Some(Self { _file: file, sharing }));
+            }
+        }
+    }
+
+    /// The lock alone, without waiting; `None` when somebody has it.
+    pub(super) fn if_free(path: &Path) -> Result<Option<Self>> {
+        let Some(file) = open(path, Sharing::Alone)? else { return Ok(None) };
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // The one who had it took it away just now.
+            Ok(file) => Ok(is_still(&file, path)?.then_some(Self { _file: file, sharing: Sharing::Alone })),
+            Err((_file, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_file, errno)) => Err(failed(path, errno)),
+        }
+    }
+
+    /// Whether nobody shares it.
+    pub(super) fn is_alone(&self) -> bool {
+        self.sharing == Sharing::Alone
     }
 }
 
-fn path() -> PathBuf {
-    Path::new(RUN).join("lock")
+fn open(path: &Path, sharing: Sharing) -> Result<Option<File>> {
+    let file = File::options().read(true).write(true).create(sharing == Sharing::Alone).truncate(false).open(path);
+    match file {
+        Err(error) if sharing == Sharing::WithReaders && error.kind() == ErrorKind::NotFound => Ok(None),
+        file => file.map(Some).doing(|| format!("open {}", path.display())),
+    }
+}
+
+/// Whether the file that is locked is the one of that name: the last owner may have removed it.
+fn is_still(file: &File, path: &Path) -> Result<bool> {
+    let what = || format!("look at {}", path.display());
+    let ours = file.metadata().doing(what)?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).doing(what),
+    }
+}
+
+fn wait(file: File, in_turn: FlockArg, path: &Path, on_wait: fn(&str)) -> Result<Flock<File>> {
+    let (done, is_done) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                on_wait(&format!("waiting for {}", holder(path)));
+            }
+        });
+        let taken = Flock::lock(file, in_turn);
+        // The watcher's wait ends with it.
+        drop(done);
+        taken.map_err(|(_file, errno)| failed(path, errno))
+    })
+}
+
+fn failed(path: &Path, errno: Errno) -> KernelError {
+    KernelError::new(format!("lock {}", path.display()), errno)
 }
 
 /// Who has the lock, in words.
-fn holder() -> String {
+fn holder(path: &Path) -> String {
     let found = || {
-        let metadata = fs::metadata(path()).ok()?;
+        let metadata = fs::metadata(path).ok()?;
         let (device, locks) = (metadata.dev(), fs::read_to_string("/proc/locks").ok()?);
         let pid = owner(&locks, major(device), minor(device), metadata.ino())?;
         let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let words: Vec<_> = words.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let command: String =
-            words.join(" ").trim().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        Some(format!("process {pid} ({command}), which has {}", path().display()))
+        let command = printable(words.join(" ").trim());
+        Some(format!("process {pid} ({command}), which has {}", path.display()))
     };
-    found().unwrap_or_else(|| format!("who has {}", path().display()))
+    found().unwrap_or_else(|| format!("whoever has {}", path.display()))
 }
 
 /// The process that has the lock on a file, in the words of proc_locks(5):
@@ -97,6 +139,36 @@ fn owner(locks: &str, major: u64, minor: u64, inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_has_it_or_several_readers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let taken = |sharing| Lock::taken(&path, sharing, |_what| ()).unwrap();
+        assert!(taken(Sharing::WithReaders).is_none(), "nobody has changed anything yet");
+        let alone = taken(Sharing::Alone);
+        assert!(alone.is_some() && Lock::if_free(&path).unwrap().is_none());
+        drop(alone);
+        let readers = [taken(Sharing::WithReaders), taken(Sharing::WithReaders)];
+        assert!(readers.iter().all(Option::is_some) && Lock::if_free(&path).unwrap().is_none());
+        drop(readers);
+        assert!(Lock::if_free(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_no_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let first = Lock::taken(&path, Sharing::Alone, |_what| ()).unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| Lock::taken(&path, Sharing::Alone, |_what| ()).unwrap());
+            thread::sleep(Duration::from_millis(50));
+            fs::remove_file(&path).unwrap();
+            drop(first);
+            let second = waiting.join().unwrap();
+            assert!(second.is_some() && Lock::if_free(&path).unwrap().is_none(), "it has the file that is there");
+        });
+    }
 
     #[test]
     fn the_owner_is_told_from_those_that_wait() {

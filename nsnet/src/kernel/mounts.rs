@@ -1,11 +1,12 @@
 //! The BPF file system that holds our pins.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -35,6 +36,12 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool> {
             return Err(KernelError::new(format_args!("create directory {}", path.display()), why));
         }
         Ok(()) | Err(_) => {}
+    }
+    // Of two hosts that mount it at once, the second would hide the pins of the first.
+    let parent = File::open(path.parent().unwrap_or(path)).doing(what)?;
+    let _lock = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_file, errno)| errno).doing(what)?;
+    if is_bpffs(path)? {
+        return Ok(false);
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Without mode= the root directory is 1777 (kernel/bpf/inode.c, bpf_init_fs_context).

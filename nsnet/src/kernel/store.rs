@@ -1,7 +1,7 @@
 //! The desired state's file: one for each host, replaced atomically, under a lock.
 //!
 //! ```text
-//! /run/nsnet/lock            held by a verb from its first look at the state to its last change
+//! /run/nsnet/<host>.lock     held by a verb from its first look at the state to its last change
 //! /run/nsnet/<host>.json     the state, and the steps of a verb that is under way
 //! ```
 
@@ -39,27 +39,36 @@ pub struct Record {
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
 }
 
 impl Store {
     /// The file of `host`, for reading only: readers see the state before or after a verb, never between.
     pub fn read_only(host: &str) -> Result<Self> {
+        Self::with(host, None)
+    }
+
+    fn with(host: &str, lock: Option<Lock>) -> Result<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
-        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), _lock: None })
+        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), lock })
     }
 
     /// The file of `host`, held against all other verbs until dropped. `on_wait` is told when that takes long.
     pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
-        fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
-        set_private(Path::new(RUN))?;
-        Ok(Self { _lock: Some(Lock::taken(Sharing::Alone, on_wait)?), ..Self::read_only(host)? })
+        prepare_folder()?;
+        Self::with(host, Lock::taken(&lock_path(host), Sharing::Alone, on_wait)?)
+    }
+
+    /// The same without waiting: `None` when another verb holds it.
+    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        prepare_folder()?;
+        let lock = Lock::if_free(&lock_path(host))?;
+        lock.map(|lock| Self::with(host, Some(lock))).transpose()
     }
 
     /// The file of `host`, held against verbs that change something, so that the kernel is as the file says.
     pub fn shared(host: &str, on_wait: fn(&str)) -> Result<Self> {
-        let lock = if Path::new(RUN).exists() { Some(Lock::taken(Sharing::WithReaders, on_wait)?) } else { None };
-        Ok(Self { _lock: lock, ..Self::read_only(host)? })
+        Self::with(host, Lock::taken(&lock_path(host), Sharing::WithReaders, on_wait)?)
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -101,9 +110,22 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Nothing is left of a host that has nothing. One that only reads leaves it to who changes something.
+        if self.lock.as_ref().is_some_and(Lock::is_alone) && !self.path.exists() {
+            let _left_for_the_next = fs::remove_file(self.path.with_extension("lock"));
+        }
+    }
+}
+
+fn lock_path(host: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{host}.lock"))
+}
+
 /// Root alone may look in: the pins below are the dataplane.
-fn set_private(path: &Path) -> Result<()> {
+fn prepare_folder() -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    let permissions = fs::Permissions::from_mode(0o700);
-    fs::set_permissions(path, permissions).doing(|| format!("set the mode of {}", path.display()))
+    fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
+    fs::set_permissions(RUN, fs::Permissions::from_mode(0o700)).doing(|| format!("set the mode of {RUN}"))
 }
