@@ -50,6 +50,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Answer {
     let host = || {
         let mut host = Host::enter(cli.host_ns.as_deref())?;
+        host.on_note = output::note;
         if cli.verbose {
             host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
         }

@@ -48,8 +48,13 @@ fn add(host: &Host, names: &[Name]) -> Answer {
         |_host, state, _adopted| {
             // One of ours that somebody else has deleted is made again.
             let ours = names.iter().filter(|name| state.namespaces.get(name).is_some_and(|ns| ns.made));
-            let lost = ours.filter(|name| NetNs::named(name.as_str()).is_err());
-            Ok(lost.map(|name| Step::AddNamespace(name.clone())).collect())
+            let mut lost = Vec::new();
+            for name in ours {
+                if NetNs::find(name.as_str())?.is_none() {
+                    lost.push(Step::AddNamespace(name.clone()));
+                }
+            }
+            Ok(lost)
         },
     )?;
     for name in adopted {

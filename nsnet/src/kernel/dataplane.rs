@@ -68,24 +68,26 @@ impl Dataplane {
 
     /// Whether it is loaded.
     pub fn is_loaded(&self) -> bool {
-        self.root.join("programs").join(names::FROM_NAMESPACE).exists()
+        // Whoever cannot look goes on, and fails with the reason where he uses it.
+        !matches!(fs::metadata(self.root.join("programs").join(names::FROM_NAMESPACE)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
-    pub fn load(&self, features: Features) -> Result<()> {
+    ///
+    /// The dataplane works without its programs at the host's sockets: `Ok` tells why it has to, if so.
+    pub fn load(&self, features: Features) -> Result<Option<KernelError>> {
         if self.is_loaded() {
-            return Ok(());
+            return Ok(None);
         }
         let mut ebpf = open_object(features)?;
         // A name in a bpffs has no dots.
         let draft = PathBuf::from(format!("{}_new", self.root.display()));
         remove_pins(&draft)?;
         let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
-            if features.cgroup {
-                // Without them the dataplane works still: `nsnet doctor` and `nsnet status` tell.
-                let _told_there = sockets::install(&mut ebpf, &draft);
-            }
-            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))
+            let without = if features.cgroup { sockets::install(&mut ebpf, &draft).err() } else { None };
+            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))?;
+            Ok(without)
         });
         if pinned.is_err() {
             // The first error is the one to report; what cannot be removed now is removed by the next load.
@@ -97,16 +99,19 @@ impl Dataplane {
     /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
         let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
-        let entries = match fs::read_dir(bpffs) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).doing(|| format!("list {}", bpffs.display())),
-        };
-        let ours = format!("{}_", self.host);
-        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)) {
-            remove_pins(&entry.path())?;
+        if self.is_loaded() {
+            // At once, so that what is half removed is never taken for a dataplane.
+            let old = PathBuf::from(format!("{}_old", self.root.display()));
+            remove_pins(&old)?;
+            fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
         }
-        Ok(())
+        remove_all(bpffs, &self.host)
+    }
+
+    /// Whether there are pins of this host, whatever their layout.
+    pub(crate) fn has_pins(&self) -> Result<bool> {
+        let Some(bpffs) = self.root.parent() else { return Ok(false) };
+        Ok(!pins_of(bpffs, &self.host)?.is_empty())
     }
 
     /// Whether the programs at the host's sockets are there.
@@ -288,6 +293,29 @@ fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
         pin.map_err(|error| refused(format!("pin map {name}"), error))?;
     }
     Ok(())
+}
+
+/// Removes all pins of `host`.
+pub(crate) fn remove_all(bpffs: &Path, host: &str) -> Result<()> {
+    pins_of(bpffs, host)?.iter().try_for_each(|path| remove_pins(path))
+}
+
+/// The folders of a host's pins: one for each layout, and drafts.
+fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<PathBuf>> {
+    let what = || format!("list {}", bpffs.display());
+    let entries = match fs::read_dir(bpffs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.doing(what)?,
+    };
+    let ours = format!("{host}_");
+    let mut pins = Vec::new();
+    for entry in entries {
+        let entry = entry.doing(what)?;
+        if entry.file_name().to_string_lossy().starts_with(&ours) {
+            pins.push(entry.path());
+        }
+    }
+    Ok(pins)
 }
 
 fn remove_pins(root: &Path) -> Result<()> {

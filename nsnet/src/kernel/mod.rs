@@ -1,6 +1,7 @@
 //! The only module that does I/O: namespaces, links, addresses, routes, programs, maps, and the state file.
 
 pub mod address;
+pub mod alive;
 pub mod announce;
 mod batch;
 pub mod cgroup;
@@ -27,10 +28,12 @@ pub mod ports;
 pub mod publish;
 pub mod reserved;
 pub mod route;
+mod signals;
 pub mod sockets;
 mod steps;
 pub mod store;
 pub mod sysctl;
+mod teardown;
 pub mod trial;
 pub mod uplink;
 pub mod veth;

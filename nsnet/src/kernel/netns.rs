@@ -62,6 +62,16 @@ impl NetNs {
         Self::check(name.to_owned(), &path_of(name)?, libc::O_NOFOLLOW)
     }
 
+    /// The same, `None` when nothing of this name is a namespace: it was never made, or deleted, or a file is left of it.
+    /// Everything else that stands in the way is an error, and no reason to take it for gone.
+    pub fn find(name: &str) -> Result<Option<Self>> {
+        match Self::named(name) {
+            Ok(ns) => Ok(Some(ns)),
+            Err(error) if matches!(error.errno(), None | Some(Errno::ENOENT | Errno::ELOOP)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A namespace by any path, such as `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> Result<Self> {
         Self::check(path.display().to_string(), path, 0)

@@ -29,7 +29,7 @@ pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
         found.extend(faults.into_iter().map(|what| Drift { object: object.clone(), what }));
     };
     for name in state.namespaces.keys() {
-        let gone = NetNs::named(name.as_str()).is_err();
+        let gone = NetNs::find(name.as_str())?.is_none();
         note(format!("namespace {name}"), gone.then(|| "it is gone".to_owned()).into_iter().collect());
     }
     for network in state.networks.values() {
@@ -92,7 +92,7 @@ pub fn attachment_faults(host: &Host, port: &Attachment, network: &Network) -> R
     if !host.dataplane.is_loaded() {
         return Ok(vec!["the dataplane is not loaded".to_owned()]);
     }
-    let Ok(ns) = NetNs::named(port.ns.as_str()) else { return Ok(vec!["its namespace is gone".to_owned()]) };
+    let Some(ns) = NetNs::find(port.ns.as_str())? else { return Ok(vec!["its namespace is gone".to_owned()]) };
     let mut faults = Vec::new();
     let outer = Interface { name: &port.outer, mac: None, mtu: network.mtu, addresses: &[] };
     faults.extend(interface_faults(&host.netlink, &outer)?);
@@ -106,10 +106,10 @@ pub fn attachment_faults(host: &Host, port: &Attachment, network: &Network) -> R
     Ok(faults)
 }
 
-fn cable_faults(cable: &Cable) -> Result<Vec<String>> {
+pub(crate) fn cable_faults(cable: &Cable) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for end in [&cable.a, &cable.b] {
-        let Ok(ns) = NetNs::named(end.ns.as_str()) else {
+        let Some(ns) = NetNs::find(end.ns.as_str())? else {
             faults.push(format!("namespace {} is gone", end.ns));
             continue;
         };
@@ -124,7 +124,7 @@ fn cable_faults(cable: &Cable) -> Result<Vec<String>> {
 
 /// What is wrong with a route.
 pub fn route_faults(route: &Route) -> Result<Vec<String>> {
-    let Ok(ns) = NetNs::named(route.ns.as_str()) else { return Ok(vec!["its namespace is gone".to_owned()]) };
+    let Some(ns) = NetNs::find(route.ns.as_str())? else { return Ok(vec!["its namespace is gone".to_owned()]) };
     let routes = Netlink::inside(&ns)?.routes()?;
     let is_there = routes.iter().any(|other| other.dest == route.dest && other.via == Some(route.via));
     Ok(if is_there { Vec::new() } else { vec![format!("it does not lead via {}", route.via)] })

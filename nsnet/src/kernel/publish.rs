@@ -79,6 +79,16 @@ impl PublishMaps {
         Ok(faults)
     }
 
+    /// Every entry that something leads to.
+    pub(crate) fn in_use(&self) -> Result<Vec<layout::Publish>> {
+        let mut slots = Vec::new();
+        for entry in self.published.iter() {
+            let (_key, place) = entry.map_err(|error| refused(format!("read map {}", names::PUBLISHED), error))?;
+            slots.push(get_slot(&self.publishes, names::PUBLISHES, place)?);
+        }
+        Ok(slots)
+    }
+
     /// How many flows were made for it, over all CPUs.
     pub fn hits(&self, publish: &Publish) -> Result<u64> {
         let over_cpus = |entry: &Entry| {

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use nsnet_common::layout::{Port, PortId, flags};
 
 use super::announce::announce;
 use super::dataplane::Hook;
 use super::error::{KernelError, Result};
 use super::host::Host;
+use super::link::Link;
 use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::publish;
@@ -16,8 +18,8 @@ use super::reserved;
 use super::route;
 use super::store::BPFFS;
 use super::veth::VethSpec;
-use super::{mounts, named, policy, sysctl, uplink};
-use crate::model::name::unused_end;
+use super::{mounts, named, observe, policy, sysctl, uplink};
+use crate::model::name::{Name, unused_end};
 use crate::model::plan::Step;
 use crate::model::state::{Attachment, Cable, Network, Route};
 
@@ -51,8 +53,8 @@ pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
         Step::AddRoute(route) => host.member(route.ns.as_str()).map(|_ns| ()),
         // What else has the name is not ours to replace, and undoing would delete it.
         Step::AddNamespace(name) => match NetNs::named(name.as_str()) {
-            Err(error) => if_gone(error),
-            Ok(_ours) => Ok(()),
+            Err(error) if error.errno() != Some(Errno::ENOENT) => Err(error),
+            _ours_or_none => Ok(()),
         },
         Step::DeleteNamespace(_)
         | Step::LoadDataplane
@@ -73,12 +75,9 @@ pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
 /// Does a step.
 pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
     match step {
-        Step::AddNamespace(name) => add_namespace(name.as_str()),
-        Step::DeleteNamespace(name) => named::delete(name.as_str()).map(|_was_there| ()),
-        Step::LoadDataplane => {
-            mounts::ensure_bpffs(Path::new(BPFFS))?;
-            host.dataplane.load(host.features)
-        }
+        Step::AddNamespace(name) => add_namespace(host, name),
+        Step::DeleteNamespace(name) => delete_namespace(host, name),
+        Step::LoadDataplane => load(host),
         Step::UnloadDataplane => host.dataplane.unload(),
         Step::AddUplink(uplink) => uplink::add(host, uplink),
         Step::DeleteUplink(uplink) => uplink::delete(host, uplink),
@@ -94,9 +93,10 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
             let ns = host.member(route.ns.as_str())?;
             Netlink::inside(&ns)?.add_route(&kernel_route(route)).map(|_is_new| ())
         }
-        Step::DeleteRoute(route) => match NetNs::named(route.ns.as_str()) {
-            Ok(ns) => Netlink::inside(&ns)?.remove_route(&kernel_route(route)).map(|_was_there| ()),
-            Err(error) => if_gone(error),
+        Step::DeleteRoute(route) => match NetNs::find(route.ns.as_str())? {
+            Some(ns) => Netlink::inside(&ns)?.remove_route(&kernel_route(route)).map(|_was_there| ()),
+            // It has taken its routes with it.
+            None => Ok(()),
         },
         Step::ReservePorts(change) => reserved::apply(change),
         Step::AddPublish(publish) => publish::add(host, publish),
@@ -104,12 +104,60 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
     }
 }
 
-fn add_namespace(name: &str) -> Result<()> {
-    let ns = match NetNs::named(name) {
-        Ok(ns) => ns,
-        Err(_not_there) => named::create(name)?,
+/// Does a step that undoes another. What is as it should be is left alone, so that traffic goes on where the other step
+/// was never begun; and what belongs to a namespace that is gone cannot come back, which `status` tells.
+pub(crate) fn bring_back(host: &Host, step: &Step) -> Result<()> {
+    let in_namespaces: &[&Name] = match step {
+        Step::Attach(port, _) => &[&port.ns],
+        Step::AddRoute(route) => &[&route.ns],
+        Step::AddCable(cable) => &[&cable.a.ns, &cable.b.ns],
+        _ => &[],
+    };
+    for name in in_namespaces {
+        if NetNs::find(name.as_str())?.is_none() {
+            return Ok(());
+        }
+    }
+    let is_whole = match step {
+        Step::AddNetwork(network) => {
+            observe::network_faults(host, network)?.is_empty() && policy::faults(host, network)?.is_empty()
+        }
+        Step::Attach(port, network) => observe::attachment_faults(host, port, network)?.is_empty(),
+        Step::AddCable(cable) => observe::cable_faults(cable)?.is_empty(),
+        _ => false,
+    };
+    if is_whole { Ok(()) } else { carry_out(host, step) }
+}
+
+fn load(host: &Host) -> Result<()> {
+    mounts::ensure_bpffs(Path::new(BPFFS))?;
+    if let Some(why) = host.dataplane.load(host.features)? {
+        (host.on_note)(&format!("programs of the host reach no published port, and may bind it: {why}"));
+    }
+    Ok(())
+}
+
+fn add_namespace(host: &Host, name: &Name) -> Result<()> {
+    let ns = match (NetNs::find(name.as_str())?, host.deleted.borrow_mut().remove(name)) {
+        (Some(ns), _) => ns,
+        (None, deleted) => {
+            // Of making or deleting it half.
+            named::delete_leftover(name.as_str())?;
+            match deleted {
+                Some(ns) => return named::restore(name.as_str(), &ns),
+                None => named::create(name.as_str())?,
+            }
+        }
     };
     Netlink::inside(&ns)?.set_loopback_up()
+}
+
+fn delete_namespace(host: &Host, name: &Name) -> Result<()> {
+    if let Some(ns) = NetNs::find(name.as_str())? {
+        // Undoing brings back this one, with all that is in it.
+        host.deleted.borrow_mut().insert(name.clone(), ns);
+    }
+    named::delete(name.as_str()).map(|_was_there| ())
 }
 
 fn add_network(host: &Host, network: &Network) -> Result<()> {
@@ -192,7 +240,17 @@ fn detach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
         host.maps().forget_flows(port.port(), network.id(), &port.ips)?;
     }
     // With the host's end goes the one in the namespace, if that is still there.
-    host.netlink.delete_link(port.port().ifindex()).map(|_was_there| ())
+    if !host.netlink.delete_link(port.port().ifindex())?
+        && let Some(ns) = NetNs::find(port.ns.as_str())?
+    {
+        // Somebody may have moved the host's end away.
+        let netlink = Netlink::inside(&ns)?;
+        let ours = |link: &Link| link.peer_index == Some(port.port().ifindex()) && link.mac == Some(port.mac.0);
+        if let Some(link) = netlink.link(&port.inner)?.filter(ours) {
+            netlink.delete_link(link.index)?;
+        }
+    }
+    Ok(())
 }
 
 fn add_cable(host: &Host, cable: &Cable) -> Result<()> {
@@ -218,7 +276,7 @@ fn add_cable(host: &Host, cable: &Cable) -> Result<()> {
 /// Deleting one end deletes the other; either will do, in case one namespace is gone.
 fn delete_cable(cable: &Cable) -> Result<()> {
     for end in [&cable.a, &cable.b] {
-        let Ok(ns) = NetNs::named(end.ns.as_str()) else { continue };
+        let Some(ns) = NetNs::find(end.ns.as_str())? else { continue };
         let netlink = Netlink::inside(&ns)?;
         if let Some(link) = netlink.link(&end.interface)? {
             netlink.delete_link(link.index)?;
@@ -314,9 +372,4 @@ fn check_subnets(host: &Host, network: &Network) -> Result<()> {
 fn overlaps(network: &Network, subnet: &IpNet, other: std::fmt::Arguments<'_>) -> KernelError {
     let why = format!("subnet {subnet} overlaps {other}");
     KernelError::refused(format!("make network {}", network.name), why).with_remedy("choose another subnet")
-}
-
-/// A namespace that is gone has taken with it what was to be removed.
-fn if_gone(error: KernelError) -> Result<()> {
-    if error.errno() == Some(nix::errno::Errno::ENOENT) { Ok(()) } else { Err(error) }
 }

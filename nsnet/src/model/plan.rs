@@ -77,6 +77,35 @@ impl Reservation {
 }
 
 impl Step {
+    /// Whether it can only be done when the dataplane is loaded.
+    pub(crate) fn needs_dataplane(&self) -> bool {
+        matches!(self, Self::AddNetwork(_) | Self::Attach(..) | Self::AddPublish(_))
+    }
+
+    /// Whether it takes something away that another step makes.
+    pub(crate) fn is_removal(&self) -> bool {
+        match self {
+            Self::DeleteNamespace(_)
+            | Self::UnloadDataplane
+            | Self::DeleteUplink(_)
+            | Self::DeleteNetwork(_)
+            | Self::Detach(..)
+            | Self::DeleteCable(_)
+            | Self::DeleteRoute(_)
+            | Self::DeletePublish(_) => true,
+            Self::AddNamespace(_)
+            | Self::LoadDataplane
+            | Self::AddUplink(_)
+            | Self::AddNetwork(_)
+            | Self::Attach(..)
+            | Self::AddCable(_)
+            | Self::AddRoute(_)
+            | Self::AddPublish(_) => false,
+            // These are as good as what they lead to.
+            Self::SetPools(..) | Self::SetPolicy(..) | Self::ReservePorts(_) => true,
+        }
+    }
+
     /// What takes the step back.
     #[must_use]
     pub fn undo(&self) -> Self {
