@@ -24,7 +24,9 @@
 
 mod addresses;
 mod bed;
+mod crash;
 mod ct;
+mod cut_off;
 mod dissect;
 mod end;
 mod faults;
@@ -53,5 +55,6 @@ mod scenarios;
 mod shot;
 mod sockets;
 mod switching;
+mod tracer;
 mod traffic;
 mod world;

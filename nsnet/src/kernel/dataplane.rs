@@ -81,9 +81,9 @@ impl Dataplane {
             return Ok(None);
         }
         let mut ebpf = open_object(features)?;
-        // A name in a bpffs has no dots.
-        let draft = PathBuf::from(format!("{}_new", self.root.display()));
+        let draft = self.beside("new");
         remove_pins(&draft)?;
+        remove_pins(&self.beside("old"))?;
         let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
             let without = if features.cgroup { sockets::install(&mut ebpf, &draft).err() } else { None };
             fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))?;
@@ -101,11 +101,16 @@ impl Dataplane {
         let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
         if self.is_loaded() {
             // At once, so that what is half removed is never taken for a dataplane.
-            let old = PathBuf::from(format!("{}_old", self.root.display()));
+            let old = self.beside("old");
             remove_pins(&old)?;
             fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
         }
         remove_all(bpffs, &self.host)
+    }
+
+    /// A folder that comes before ours, or after it. (A name in a bpffs has no dots.)
+    fn beside(&self, when: &str) -> PathBuf {
+        PathBuf::from(format!("{}_{when}", self.root.display()))
     }
 
     /// Whether there are pins of this host, whatever their layout.

@@ -108,20 +108,16 @@ impl Maps {
     /// Forgets a port, wherever it is known.
     pub fn remove_port(&self, id: PortId, network: NetworkId) -> Result<()> {
         let mut owners = self.addresses()?;
-        let owned: Vec<AddressKey> =
-            owners.iter().flatten().filter(|(_, port)| *port == id).map(|(key, _)| key).collect();
-        for key in owned {
+        for (key, _port) in all(owners.iter(), names::ADDRESSES)?.into_iter().filter(|(_, port)| *port == id) {
             gone(owners.remove(&key), names::ADDRESSES)?;
         }
         let mut stations = self.stations_map()?;
-        let behind: Vec<StationKey> =
-            stations.iter().flatten().filter(|(_, station)| station.port() == id).map(|(key, _)| key).collect();
-        for key in behind {
+        let known = all(stations.iter(), names::STATIONS)?;
+        for (key, _station) in known.into_iter().filter(|(_, station)| station.port() == id) {
             gone(stations.remove(&key), names::STATIONS)?;
         }
         let mut foreign: HashMap<MapData, ForeignKey, Mac> = self.open(names::FOREIGN, Map::HashMap)?;
-        let places: Vec<ForeignKey> = foreign.keys().flatten().filter(|key| key.port == id).collect();
-        for key in places {
+        for key in all(foreign.keys(), names::FOREIGN)?.into_iter().filter(|key: &ForeignKey| key.port == id) {
             gone(foreign.remove(&key), names::FOREIGN)?;
         }
         self.unlink(id, network)
@@ -149,7 +145,9 @@ impl Maps {
             set_slot(&mut networks, names::NETWORKS, u32::from(network.0), head)?;
             return set_slot(&mut ports, names::PORTS, u32::from(id.0), port.removed());
         }
-        Ok(())
+        // It was not made whole.
+        let port = get_slot(&ports, names::PORTS, u32::from(id.0))?;
+        if port.id() == id && port.network() == network && !port.is_uplink() { self.clear_port(id) } else { Ok(()) }
     }
 
     /// Writes a port's entry, outside of any network's list.
@@ -260,6 +258,11 @@ pub(super) fn get_slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) 
 
 pub(super) fn set_slot<V: Pod>(map: &mut Array<MapData, V>, name: &str, index: u32, value: V) -> Result<()> {
     map.set(index, value, 0).map_err(|error| refused(format!("write map {name}"), error))
+}
+
+/// Every entry of a map, or the first error.
+pub(super) fn all<T>(entries: impl Iterator<Item = std::result::Result<T, MapError>>, name: &str) -> Result<Vec<T>> {
+    entries.map(|entry| entry.map_err(|error| refused(format!("read map {name}"), error))).collect()
 }
 
 /// A removal, for which "not there" is as good.

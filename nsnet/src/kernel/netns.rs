@@ -89,6 +89,17 @@ impl NetNs {
         Ok(Self { fd: file.into(), name, id })
     }
 
+    /// Another handle of it.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().doing(|| format!("keep network namespace {} open", self.name))?;
+        Ok(Self { fd, name: self.name.clone(), id: self.id })
+    }
+
+    /// Whether the calling thread is in it.
+    pub(crate) fn is_here(&self) -> bool {
+        NetNsId::of_this_thread().is_ok_and(|id| id == self.id)
+    }
+
     /// The name it was opened by, for messages.
     pub fn name(&self) -> &str {
         &self.name
@@ -125,7 +136,7 @@ impl NetNs {
     /// Moves the calling thread into the namespace, for good. Threads started afterwards begin there too, so a
     /// program that calls it first in `main` is in the namespace as a whole.
     pub fn enter(&self) -> Result<()> {
-        if NetNsId::of_this_thread().is_ok_and(|id| id == self.id) {
+        if self.is_here() {
             return Ok(());
         }
         setns(&self.fd, CloneFlags::CLONE_NEWNET).doing(|| format!("enter network namespace {}", self.name))

@@ -20,6 +20,7 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
+use super::maps::all;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
 pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
@@ -100,7 +101,7 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
     // A link-local address says nothing without its link: a router elsewhere may have the same.
     let wanted: BTreeSet<IpAddress> = addresses.filter(|ip| !ip.is_link_local_v6()).collect();
     let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
-    let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
+    let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
     for ip in wanted.difference(&known) {
         locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
     }
