@@ -1,9 +1,9 @@
 //! Every system call of a verb, cut off and failed.
 //!
 //! The verb runs under a tracer, which tells its calls. Then, for each call that changes something, it is killed there,
-//! run again, and has to be done, whole, with nothing left over; and for each call that could fail, it fails there, and
-//! everything has to be as before, or the verb be done all the same. Meanwhile two namespaces that are not concerned ping
-//! each other and may lose nothing.
+//! run again, and has to be done, whole, with nothing left over; it is asked to end there, and has to be done or undone
+//! without being run again; and for each call that could fail, it fails there, and everything has to be as before, or the
+//! verb be done all the same. Meanwhile two namespaces that are not concerned ping each other and may lose nothing.
 //!
 //! A kill at a call that only looks is a kill at the next one that changes, and there is one more: after the last.
 //!
@@ -36,6 +36,7 @@ pub(crate) struct Verb<'a> {
 #[derive(Debug, Default)]
 struct Tally {
     killed: usize,
+    ended: usize,
     kill_points: usize,
     failed: usize,
     error_points: usize,
@@ -43,6 +44,8 @@ struct Tally {
     harmless: BTreeMap<String, usize>,
     /// The longest that a verb took that was run again after a kill.
     worst: Duration,
+    /// Calls that the verb did not come to this time.
+    missed: usize,
     wrong: Vec<String>,
 }
 
@@ -53,6 +56,8 @@ type Point<'a> = (&'a Call, Fault);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Killed,
+    /// It was asked to end, and did.
+    Ended,
     /// The call that failed was not needed.
     Done,
     /// It said why.
@@ -97,6 +102,7 @@ impl Verb<'_> {
                 Outcome::Killed => self.again(make, tally).and_then(|()| self.check_made()),
                 Outcome::Done => self.check_made(),
                 Outcome::Refused => World::of(self.lab)?.check_similar(before),
+                Outcome::Ended => World::of(self.lab)?.check_similar(before).or_else(|_it_was_done| self.check_made()),
             });
             tally.note(make, &calls, point, tried);
             self.undo(before).with_context(|| describe(make, &calls, point))?;
@@ -114,6 +120,7 @@ impl Verb<'_> {
             let tried = self.faulty(self.unmake, point, tally).and_then(|outcome| match outcome {
                 Outcome::Killed => self.again(self.unmake, tally).and_then(|()| self.check_gone(before)),
                 Outcome::Done => self.check_gone(before),
+                Outcome::Ended => self.check_made().or_else(|_it_was_done| self.check_gone(before)),
                 Outcome::Refused => {
                     let now = World::of(self.lab)?.shape();
                     ensure!(now == as_before, "not as before:\n{}", as_before.difference(&now));
@@ -144,10 +151,10 @@ impl Verb<'_> {
     }
 
     fn report(&self, tally: &Tally, started: Instant) {
-        let Tally { killed, kill_points, failed, error_points, harmless, worst, wrong } = tally;
+        let Tally { killed, ended, kill_points, failed, error_points, harmless, worst, missed, wrong } = tally;
         println!(
-            "{}: killed at {killed} of {kill_points} calls, failed at {failed} of {error_points} pairs of call and error; \
-             {} leaks or halves; longest run after a kill {worst:?}; {:?}",
+            "{}: killed at {killed} and ended at {ended} of {kill_points} calls, failed at {failed} of {error_points} pairs \
+             of call and error, {missed} not met; {} leaks or halves; longest run after a kill {worst:?}; {:?}",
             self.name,
             wrong.len(),
             started.elapsed()
@@ -168,6 +175,12 @@ impl Verb<'_> {
         let run = self.traced(line, Some((call, fault)))?;
         match (fault, run.code) {
             (Fault::Kill, None) => Ok(Outcome::Killed),
+            (Fault::Terminate, None) => Ok(Outcome::Ended),
+            // How many flows there are to forget is not the same each time.
+            (_, Some(0)) if !run.was_hit => {
+                tally.missed += 1;
+                Ok(Outcome::Done)
+            }
             (Fault::Fail(_), Some(0)) => {
                 *tally.harmless.entry(format!("{} {}", call.name, call.path)).or_default() += 1;
                 Ok(Outcome::Done)
@@ -190,16 +203,19 @@ impl Verb<'_> {
 
     /// Where to kill the verb, then where to fail which call.
     fn points<'b>(&self, calls: &'b [Call], tally: &mut Tally) -> Vec<Point<'b>> {
-        let kills: Vec<Point<'_>> = calls.iter().filter(|call| call.changes).map(|call| (call, Fault::Kill)).collect();
+        let changing = || calls.iter().filter(|call| call.changes);
+        let kills: Vec<Point<'_>> = changing().map(|call| (call, Fault::Kill)).collect();
+        let ends: Vec<Point<'_>> = changing().map(|call| (call, Fault::Terminate)).collect();
         let errors = |call: &'b Call| call.errors.iter().map(move |errno| (call, Fault::Fail(*errno)));
         let errors: Vec<Point<'_>> = calls.iter().flat_map(errors).collect();
         tally.kill_points += kills.len();
         tally.error_points += errors.len();
-        let (mut chosen_kills, chosen_errors) = (chosen(kills, self.sample), chosen(errors, self.sample));
-        tally.killed += chosen_kills.len();
-        tally.failed += chosen_errors.len();
-        chosen_kills.extend(chosen_errors);
-        chosen_kills
+        let (kills, errors) = (chosen(kills, self.sample), chosen(errors, self.sample));
+        let ends = chosen(ends, self.sample / 4);
+        tally.killed += kills.len();
+        tally.ended += ends.len();
+        tally.failed += errors.len();
+        [kills, ends, errors].concat()
     }
 
     /// After a kill.
@@ -231,10 +247,12 @@ fn chosen<T>(points: Vec<T>, sample: usize) -> Vec<T> {
     let (total, points) = (points.len(), points.into_iter().enumerate());
     let is_chosen: Box<dyn Fn(usize) -> bool> = match std::env::var("NSNET_ALL_POINTS") {
         // A part of all: K/N is each Nth, from the Kth on.
-        Ok(part) => match part.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse().ok()?))) {
-            Some((k, n)) => Box::new(move |at| at % n == (k + n - 1) % n),
-            None => Box::new(|_at| true),
-        },
+        Ok(part) => {
+            match part.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse::<usize>().ok()?))) {
+                Some((k, n)) => Box::new(move |at| at % n == (k + n - 1) % n),
+                None => Box::new(|_at| true),
+            }
+        }
         Err(_unset) if total <= sample => Box::new(|_at| true),
         Err(_unset) => Box::new(move |at| at * sample / total != (at + 1) * sample / total),
     };

@@ -45,6 +45,8 @@ impl Call {
 pub(crate) enum Fault {
     /// The program is killed before it.
     Kill,
+    /// It is asked to end (SIGTERM) before it.
+    Terminate,
     /// It is not done, and fails.
     Fail(Errno),
 }
@@ -58,6 +60,8 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
     /// The calls up to its end.
     pub(crate) calls: Vec<Call>,
+    /// Whether it came to the call with the fault.
+    pub(crate) was_hit: bool,
     /// When it exited by itself: how many files it had open, and its largest size in memory in kB.
     pub(crate) at_exit: Option<(usize, u64)>,
 }
@@ -76,11 +80,12 @@ pub(crate) fn run(command: &mut Command, fault: Option<(&Call, Fault)>) -> Resul
         failing: BTreeMap::new(),
         opening: BTreeMap::new(),
         families: BTreeMap::new(),
+        was_hit: false,
         at_exit: None,
     };
     let code = tracer.follow()?;
     let (stdout, stderr) = outputs(&mut child)?;
-    Ok(Run { code, stdout, stderr, calls: tracer.calls, at_exit: tracer.at_exit })
+    Ok(Run { code, stdout, stderr, calls: tracer.calls, was_hit: tracer.was_hit, at_exit: tracer.at_exit })
 }
 
 fn outputs(child: &mut Child) -> Result<(String, String)> {
@@ -102,6 +107,7 @@ struct Tracer<'a> {
     /// Threads in the middle of opening a socket of this family; and what was opened last as which descriptor.
     opening: BTreeMap<Pid, u64>,
     families: BTreeMap<u64, u64>,
+    was_hit: bool,
     at_exit: Option<(usize, u64)>,
 }
 
@@ -155,13 +161,16 @@ impl Tracer<'_> {
             let Some(mut call) = self.describe(pid, entry.nr as i64, &entry.args) else { return Ok(()) };
             let is_same = |before: &&Call| (&before.name, &before.path) == (&call.name, &call.path);
             call.occurrence = self.calls.iter().filter(is_same).count();
-            match self.fault {
-                Some((at, Fault::Kill)) if at.is(&call) => kill(self.main, Signal::SIGKILL)?,
-                Some((at, Fault::Fail(errno))) if at.is(&call) => {
-                    registers::skip_call(pid)?;
-                    self.failing.insert(pid, errno);
+            if let Some((_call, fault)) = self.fault.filter(|(at, _fault)| at.is(&call)) {
+                self.was_hit = true;
+                match fault {
+                    Fault::Kill => kill(self.main, Signal::SIGKILL)?,
+                    Fault::Terminate => kill(self.main, Signal::SIGTERM)?,
+                    Fault::Fail(errno) => {
+                        registers::skip_call(pid)?;
+                        self.failing.insert(pid, errno);
+                    }
                 }
-                _ => {}
             }
             self.calls.push(call);
         } else if let Some(errno) = self.failing.remove(&pid) {

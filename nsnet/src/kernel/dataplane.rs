@@ -66,18 +66,22 @@ impl Dataplane {
         Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")), host: host.to_owned() }
     }
 
-    /// Whether it is loaded.
+    /// Whether it is loaded, for whoever acts on the answer.
+    pub fn loaded(&self) -> Result<bool> {
+        let program = self.root.join("programs").join(names::FROM_NAMESPACE);
+        program.try_exists().doing(|| format!("look for {}", program.display()))
+    }
+
+    /// Whether it is loaded. Where that cannot be told, it is thought to be: using it tells why.
     pub fn is_loaded(&self) -> bool {
-        // Whoever cannot look goes on, and fails with the reason where he uses it.
-        !matches!(fs::metadata(self.root.join("programs").join(names::FROM_NAMESPACE)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound)
+        self.loaded().unwrap_or(true)
     }
 
     /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
     ///
     /// The dataplane works without its programs at the host's sockets: `Ok` tells why it has to, if so.
     pub fn load(&self, features: Features) -> Result<Option<KernelError>> {
-        if self.is_loaded() {
+        if self.loaded()? {
             return Ok(None);
         }
         let mut ebpf = open_object(features)?;
@@ -99,7 +103,7 @@ impl Dataplane {
     /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
         let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
-        if self.is_loaded() {
+        if self.loaded()? {
             // At once, so that what is half removed is never taken for a dataplane.
             let old = self.beside("old");
             remove_pins(&old)?;

@@ -220,7 +220,7 @@ impl Host {
             if let Some(doubt) = &self.doubt {
                 return Err(KernelError::refused(step, doubt));
             }
-            if !loads && !self.dataplane.is_loaded() {
+            if !loads && !self.dataplane.loaded()? {
                 return Err(KernelError::refused(step, "the dataplane is not loaded any more")
                     .with_remedy("adding the network again with its arguments repairs it"));
             }

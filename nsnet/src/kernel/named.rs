@@ -10,12 +10,12 @@ use std::path::Path;
 use std::{panic, thread};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::error::{Doing, KernelError, Result};
 use super::netns::{NAMES, NetNs, path_of};
+use super::store;
 
 const NONE: Option<&str> = None;
 
@@ -97,7 +97,8 @@ fn prepare_directory() -> io::Result<()> {
         Err(why) if why.kind() != ErrorKind::AlreadyExists => return Err(why),
         Ok(()) | Err(_) => {}
     }
-    let _lock = Flock::lock(File::open(NAMES)?, FlockArg::LockExclusive).map_err(|(_, why)| why)?;
+    let lock = File::open(NAMES)?;
+    store::locked(&lock)?;
     let share = || mount(NONE, NAMES, NONE, MsFlags::MS_SHARED | MsFlags::MS_REC, NONE);
     match share() {
         Err(Errno::EINVAL) => {

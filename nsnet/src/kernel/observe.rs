@@ -62,7 +62,7 @@ pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
 
 /// What is wrong with a network.
 pub fn network_faults(host: &Host, network: &Network) -> Result<Vec<String>> {
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(vec!["the dataplane is not loaded".to_owned()]);
     }
     let mut faults = Vec::new();
@@ -89,7 +89,7 @@ pub fn network_faults(host: &Host, network: &Network) -> Result<Vec<String>> {
 
 /// What is wrong with an attachment.
 pub fn attachment_faults(host: &Host, port: &Attachment, network: &Network) -> Result<Vec<String>> {
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(vec!["the dataplane is not loaded".to_owned()]);
     }
     let Some(ns) = NetNs::find(port.ns.as_str())? else { return Ok(vec!["its namespace is gone".to_owned()]) };

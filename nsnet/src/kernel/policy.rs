@@ -19,7 +19,7 @@ pub(crate) fn set(host: &Host, network: &Network) -> Result<()> {
     for (key, value) in settings(network) {
         sysctl::write(&key, value)?;
     }
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     host.maps().set_policy(network.id(), &told(host, network)?)
@@ -27,7 +27,7 @@ pub(crate) fn set(host: &Host, network: &Network) -> Result<()> {
 
 /// What is wrong with it.
 pub(crate) fn faults(host: &Host, network: &Network) -> Result<Vec<String>> {
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(vec!["the dataplane is not loaded".to_owned()]);
     }
     let mut faults = Vec::new();
@@ -49,7 +49,7 @@ pub(crate) fn faults(host: &Host, network: &Network) -> Result<Vec<String>> {
 
 /// Tells the dataplane of the ports that flows are given. (One that is not loaded is a finding of `status`.)
 pub(crate) fn set_pools(host: &Host, pools: &PortSet) -> Result<()> {
-    if host.dataplane.is_loaded() { host.maps().set_policy(NetworkId::OUTSIDE, &host_policy(pools)) } else { Ok(()) }
+    if host.dataplane.loaded()? { host.maps().set_policy(NetworkId::OUTSIDE, &host_policy(pools)) } else { Ok(()) }
 }
 
 /// What is wrong with the pools of all networks, as an object and a fault each.
@@ -60,7 +60,7 @@ pub(crate) fn pool_faults(host: &Host, state: &State) -> Result<Vec<(String, Str
     if !lost.is_empty() {
         faults.push((format!("ports {lost}"), "they are not in net.ipv4.ip_local_reserved_ports any more".to_owned()));
     }
-    if host.dataplane.is_loaded() && host.maps().policy(NetworkId::OUTSIDE)? != host_policy(&pools) {
+    if host.dataplane.loaded()? && host.maps().policy(NetworkId::OUTSIDE)? != host_policy(&pools) {
         let object = if pools.is_empty() { "pools".to_owned() } else { format!("ports {pools}") };
         faults.push((object, "the dataplane knows other pools".to_owned()));
     }
@@ -71,7 +71,7 @@ pub(crate) fn pool_faults(host: &Host, state: &State) -> Result<Vec<(String, Str
 pub(crate) fn mending(host: &Host, state: &State, is_new: bool) -> Result<Vec<Step>> {
     let mut steps: Vec<Step> = reserved::mending(state)?.map(Step::ReservePorts).into_iter().collect();
     let pools = state.pools();
-    let is_loaded = host.dataplane.is_loaded();
+    let is_loaded = host.dataplane.loaded()?;
     if (is_new && !pools.is_empty()) || (is_loaded && host.maps().policy(NetworkId::OUTSIDE)? != host_policy(&pools)) {
         steps.push(Step::SetPools(pools.clone(), pools));
     }

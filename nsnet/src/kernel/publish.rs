@@ -132,13 +132,13 @@ pub(crate) fn add(host: &Host, publish: &Publish) -> Result<()> {
 }
 
 pub(crate) fn delete(host: &Host, publish: &Publish) -> Result<()> {
-    if host.dataplane.is_loaded() { PublishMaps::of(&host.maps())?.remove(publish) } else { Ok(()) }
+    if host.dataplane.loaded()? { PublishMaps::of(&host.maps())?.remove(publish) } else { Ok(()) }
 }
 
 /// What puts back what is broken of these published ports, and of the ports reserved for any.
 pub fn mending<'a>(host: &Host, state: &State, publishes: impl IntoIterator<Item = &'a Publish>) -> Result<Vec<Step>> {
     let mut steps = policy::mending(host, state, false)?;
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         let maps = PublishMaps::of(&host.maps())?;
         for publish in publishes {
             if !maps.faults(publish)?.is_empty() {
@@ -155,7 +155,7 @@ pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
     if state.publishes.is_empty() {
         return Ok(found);
     }
-    let maps = if host.dataplane.is_loaded() { Some(PublishMaps::of(&host.maps())?) } else { None };
+    let maps = if host.dataplane.loaded()? { Some(PublishMaps::of(&host.maps())?) } else { None };
     let addresses = host.netlink.all_addresses()?;
     let reserved = reserved::current()?;
     for publish in &state.publishes {

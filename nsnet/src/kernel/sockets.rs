@@ -94,7 +94,7 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
 
 /// Tells the programs which addresses the host has now. Only what differs is written.
 pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));

@@ -187,7 +187,7 @@ fn add_network(host: &Host, network: &Network) -> Result<()> {
 }
 
 fn delete_network(host: &Host, network: &Network) -> Result<()> {
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         let maps = host.maps();
         maps.remove_port(network.port(), network.id())?;
         for subnet in &network.subnets {
@@ -233,7 +233,7 @@ fn configure_inside(ns: &NetNs, port: &Attachment, network: &Network) -> Result<
 }
 
 fn detach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         host.maps().remove_port(port.port(), network.id())?;
         host.dataplane.detach(port.port())?;
         // When nobody can open more.

@@ -6,13 +6,11 @@
 //! /run/nsnet/<host>.draft    the same while it is written; /run/nsnet/<host>.next  the state that these steps lead to
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +22,8 @@ use crate::model::state::State;
 pub const RUN: &str = "/run/nsnet";
 /// Where the pins are.
 pub const BPFFS: &str = "/run/nsnet/bpf";
+/// Held by whoever changes something.
+const LOCK: &str = "/run/nsnet/lock";
 
 /// What the file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ pub struct Record {
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<Flock<File>>,
+    _lock: Option<File>,
 }
 
 impl Store {
@@ -61,8 +61,9 @@ impl Store {
             }
             _ => check_private(Path::new(RUN))?,
         }
-        let lock = Some(lock(FlockArg::LockExclusive)?);
-        let store = Self { _lock: lock, ..Self::read_only(host)? };
+        let file = open_lock()?;
+        locked(&file).doing(|| format!("lock {LOCK}"))?;
+        let store = Self { _lock: Some(file), ..Self::read_only(host)? };
         // Of a verb that was killed.
         remove(&store.draft())?;
         remove(&store.next())?;
@@ -154,21 +155,23 @@ impl Store {
 
 /// Whether a verb is under way now, on any host.
 pub fn is_busy() -> Result<bool> {
-    match lock(FlockArg::LockSharedNonblock) {
-        Ok(_lock) => Ok(false),
-        Err(error) if error.errno() == Some(Errno::EWOULDBLOCK) => Ok(true),
-        Err(error) => Err(error),
+    match open_lock()?.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error).doing(|| format!("lock {LOCK}")),
     }
 }
 
-fn lock(kind: FlockArg) -> Result<Flock<File>> {
-    let path = Path::new(RUN).join("lock");
-    let mut file = private().create(true).open(&path).doing(|| format!("open {}", path.display()))?;
+fn open_lock() -> Result<File> {
+    private().create(true).open(LOCK).doing(|| format!("open {LOCK}"))
+}
+
+/// Waits for an exclusive lock, which ends when the file is closed.
+pub(crate) fn locked(file: &File) -> io::Result<()> {
     loop {
-        match Flock::lock(file, kind) {
-            Ok(lock) => return Ok(lock),
-            Err((again, Errno::EINTR)) => file = again,
-            Err((_file, errno)) => return Err(KernelError::new(format!("lock {}", path.display()), errno)),
+        match file.lock() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
         }
     }
 }

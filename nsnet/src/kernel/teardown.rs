@@ -72,7 +72,7 @@ impl Host {
 
     /// Removes what is ours by the kernel's own account. `nobody_knows`: there was no file that told of anything.
     fn remove_what_is_left(&self, nobody_knows: bool) -> Result<()> {
-        if nobody_knows && self.dataplane.is_loaded() {
+        if nobody_knows && self.dataplane.loaded()? {
             let ours = self.ports_in_maps()?;
             reserved::apply(&Reservation { before: PortSet::default(), from: ours, to: PortSet::default() })?;
         }
