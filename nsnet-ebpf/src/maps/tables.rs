@@ -10,7 +10,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use nsnet_common::layout::{
     AddressKey, DropKey, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
-    Station, StationKey, SubnetKey, Traffic, Usage,
+    Station, StationKey, SubnetKey, Traffic, Usage, whole_seconds,
 };
 use nsnet_common::packet::Packet;
 use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route, Tables};
@@ -236,7 +236,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn seconds(&self) -> u32 {
         // SAFETY: takes no pointer.
-        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+        whole_seconds(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]
