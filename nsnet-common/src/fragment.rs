@@ -196,7 +196,7 @@ fn join(frame: &impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Ta
     if let Some(found) = conntrack::find(&scratch.datagram.key, tables.seconds(), tables) {
         found.entry.read(&mut scratch.flow);
         scratch.is_known = true;
-        scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+        scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     }
     Ok(())
 }

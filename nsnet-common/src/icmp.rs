@@ -41,7 +41,7 @@ pub fn translate(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Ta
     let message = write_quote(frame, scratch).ok_or(DropReason::IcmpUnrelated)?;
     write_around(frame, scratch, message).ok_or(DropReason::IcmpUnrelated)?;
     tables.count_sent(out.id(), frame.len());
-    Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.to_mac == Mac::ZERO)))
+    Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.macs.to == Mac::ZERO)))
 }
 
 /// Finds the flow that the error goes with.

@@ -10,7 +10,7 @@ use crate::route::fits;
 use crate::scratch::Scratch;
 use crate::tables::{Hop, Route, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
-use crate::wire::{IpAddress, Mac};
+use crate::wire::{IpAddress, Mac, Macs};
 
 /// Where a packet that belongs to no flow leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn leave_to_network(
     let Scratch { datagram, flow, .. } = scratch;
     leave_unchanged(flow, datagram);
     (flow.about.out, flow.about.other_side) = (to.id(), to.network());
-    (flow.about.to_mac, flow.about.from_mac) = (to.mac(), mac_of(gateway, tables));
+    (flow.about.macs.to, flow.about.macs.from) = (to.mac(), mac_of(gateway, tables));
     scratch.lead = Lead::Through;
     Ok(())
 }
@@ -139,7 +139,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
     let Scratch { pair, policy, hop, .. } = scratch;
     let about = &mut pair.flow.about;
     (about.owner, about.out, about.mtu) = (from.id(), hop.uplink, hop.mtu);
-    (about.to_mac, about.from_mac) = (hop.to_mac, hop.from_mac);
+    (about.macs.to, about.macs.from) = (hop.to_mac, hop.from_mac);
     if !policy.has(policy_flags::MASQUERADE) {
         scratch.lead = Lead::Settled;
         return Ok(());
@@ -211,7 +211,7 @@ pub(crate) fn begin(scratch: &mut Scratch, from: &Port, from_mac: Mac, tables: i
     leave_unchanged(&mut pair.flow, datagram);
     // By an uplink the way back is asked for when there is something to send.
     let to_mac = if from.is_uplink() { Mac::ZERO } else { from.mac() };
-    pair.back = Way { out: from.id(), mtu: 0, to_mac, from_mac };
+    pair.back = Way { out: from.id(), mtu: 0, macs: Macs { to: to_mac, from: from_mac } };
     pair.flow.about.seen = tables.seconds();
     pair.flow.about.timeout = conntrack::first_timeout(datagram.key.protocol(), policy);
     (pair.flow.about.next, pair.flow.about.acknowledged) = (datagram.end, datagram.acknowledgement);

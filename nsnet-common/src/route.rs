@@ -92,7 +92,7 @@ pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) ->
         return Ok(());
     }
     (scratch.is_known, scratch.is_grown_by) = (true, step == Step::Promote);
-    scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+    scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     if now != scratch.flow.about.seen && may_refresh(scratch) {
         return refresh(from, scratch, found.age, now, tables);
     }
@@ -167,7 +167,7 @@ fn find_way_again(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Re
 }
 
 /// Sends the packet on as `scratch.flow` says.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
     let Scratch { datagram, flow, .. } = scratch;
     let out = out_of(datagram, flow, tables)?;
@@ -185,7 +185,7 @@ pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl 
 /// The same for the packet that has just opened its flow.
 #[inline(always)]
 pub(crate) fn send_first(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
-    scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+    scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     send(frame, scratch, tables)
 }
 
@@ -193,7 +193,7 @@ pub(crate) fn send_first(frame: &mut impl Packet, scratch: &mut Scratch, tables:
 #[inline(always)]
 pub(crate) fn out_of(datagram: &Datagram, flow: &Flow, tables: impl Tables) -> Result<Port, DropReason> {
     let out = tables.port(flow.about.out).ok_or(DropReason::UnknownDestination)?;
-    if !out.is_uplink() && out.mac() != flow.about.to_mac {
+    if !out.is_uplink() && out.mac() != flow.about.macs.to {
         // The port number is somebody else's by now.
         return Err(DropReason::UnknownDestination);
     }

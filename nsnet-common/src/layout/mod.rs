@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::wire::{IpAddress, Mac};
 pub use flow::{
     About, Flow, Flow4, FlowKey, FlowKey4, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_YOUNG_FLOWS, flow_flags,
+    whole_seconds,
 };
 pub use fragment::{
     FRAGMENT_TIMEOUT, Fragment, FragmentKey, HELD_BYTES, HELD_PER_PORT, Held, HeldKey, Holding, MAX_FRAGMENTS,
