@@ -20,7 +20,7 @@ use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netns::NetNs;
-use super::sockets;
+use super::{sockets, stages};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -77,20 +77,41 @@ impl Dataplane {
         self.loaded().unwrap_or(true)
     }
 
-    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
+    /// The pins that are not there, below the host's folder.
+    pub fn missing_pins(&self) -> Result<Vec<String>> {
+        let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
+        let mut missing = Vec::new();
+        for pin in programs.chain(maps) {
+            if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
+                missing.push(pin);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again only mends what is
+    /// wrong: where a pin is gone all goes, because programs that are loaded anew do not know the old maps.
     ///
     /// The dataplane works without its programs at the host's sockets: `Ok` tells why it has to, if so.
     pub fn load(&self, features: Features) -> Result<Option<KernelError>> {
-        if self.loaded()? {
+        if self.missing_pins()?.is_empty() {
+            if !stages::differences(self)?.is_empty() {
+                stages::mend(self)?;
+            }
             return Ok(None);
         }
-        let mut ebpf = open_object(features)?;
-        let draft = self.beside("new");
+        let (draft, old) = (self.beside("new"), self.beside("old"));
         remove_pins(&draft)?;
-        remove_pins(&self.beside("old"))?;
+        remove_pins(&old)?;
+        let mut ebpf = open_object(features)?;
         let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
             let without = if features.cgroup { sockets::install(&mut ebpf, &draft).err() } else { None };
+            if self.root.try_exists().doing(|| format!("look for {}", self.root.display()))? {
+                fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
+            }
             fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))?;
+            remove_pins(&old)?;
             Ok(without)
         });
         if pinned.is_err() {
@@ -137,15 +158,32 @@ impl Dataplane {
         self.root.join("links").join(port.0.to_string())
     }
 
-    fn program(&self, hook: Hook) -> Result<SchedClassifier> {
-        let path = self.root.join("programs").join(hook.program());
-        SchedClassifier::from_pin(&path).map_err(|error| refused(format!("open program {}", hook.program()), error))
+    /// The ports that a link is pinned for.
+    pub(super) fn linked_ports(&self) -> Result<Vec<PortId>> {
+        let folder = self.root.join("links");
+        let what = || format!("list {}", folder.display());
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.doing(what)?,
+        };
+        let mut ports = Vec::new();
+        for entry in entries {
+            // The others are of the programs at sockets.
+            ports.extend(entry.doing(what)?.file_name().to_str().and_then(|name| name.parse().ok()).map(PortId));
+        }
+        Ok(ports)
+    }
+
+    /// A pinned program.
+    pub(super) fn pinned(&self, name: &str) -> Result<SchedClassifier> {
+        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
+        program.map_err(|error| refused(format!("open program {name}"), error))
     }
 
     /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx.
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
         let what = || format!("attach {} to {interface}", hook.program());
-        let mut program = self.program(hook)?;
+        let mut program = self.pinned(hook.program())?;
         self.detach(port)?;
         let link = put_on(&mut program, features, interface, hook)?;
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
@@ -195,7 +233,7 @@ impl Dataplane {
         if PinnedLink::from_pin(self.link_path(port)).is_err() {
             return Ok(false);
         }
-        let program = self.program(hook)?;
+        let program = self.pinned(hook.program())?;
         let ours = program.info().map_err(|error| refused("read a program's description", error))?.id();
         match SchedClassifier::query_tcx(interface, hook.attach_type()) {
             Ok((_revision, programs)) => Ok(programs.iter().any(|program| program.id() == ours)),

@@ -13,6 +13,7 @@ use super::maps::Maps;
 use super::mounts;
 use super::netlink::Netlink;
 use super::netns::NetNs;
+use super::observe::{self, Scope};
 use super::place::{self, Place};
 use super::reserved;
 use super::signals::Uninterrupted;
@@ -20,9 +21,25 @@ use super::sockets;
 use super::steps;
 use super::store::{self, BPFFS, Record, Store};
 use super::uplink;
+use crate::model::drift::Drift;
 use crate::model::name::Name;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
+
+/// A change of the state, and what it takes.
+#[derive(Debug)]
+pub struct Change<T> {
+    /// What the edit answered.
+    pub answer: T,
+    /// The state before.
+    pub old: State,
+    /// The state after.
+    pub new: State,
+    /// What was not as the state before has it.
+    pub drift: Vec<Drift>,
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+}
 
 /// One host.
 #[derive(Debug)]
@@ -135,43 +152,65 @@ impl Host {
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
     ) -> std::result::Result<T, anyhow::Error> {
-        self.change_and_repair(edit, |_host, _state, _answer| Ok(Vec::new()))
+        self.change_and_repair(edit, |_state, _answer| Scope::Nothing).map(|change| change.answer)
     }
 
-    /// The same, for a verb that also mends what it finds broken.
-    ///
-    /// `repair` tells of objects that are in both states but not as they should be in the kernel: they are made anew.
-    /// That is never taken back, as they are to be there before and after.
+    /// The same; and what is in the scope that `look` tells, was there before and is not as it should be in the kernel,
+    /// is put right. That is never taken back, as it is to be so before and after.
     pub fn change_and_repair<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
-        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
-    ) -> std::result::Result<T, anyhow::Error> {
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let store = Store::locked(&self.key)?;
         let _whole = Uninterrupted::begin()?;
         let old = self.settled(&store)?;
+        let change = self.prepare(old, edit, look)?;
+        if !change.new.is_empty() {
+            self.mark();
+        }
+        if !change.steps.is_empty() {
+            self.replace(&store, &change.old, &change.new, &change.steps)?;
+        } else if change.new != change.old {
+            store.save(&change.new)?;
+        }
+        self.tidy(&change.new);
+        Ok(change)
+    }
+
+    /// What such a change would do. Nothing is changed; what would be refused is refused.
+    pub fn preview<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.prepare(self.state()?, edit, look)
+    }
+
+    /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
+    /// when nothing differs. What cannot be put right is told by `status` again.
+    pub fn repair(&self) -> std::result::Result<Change<()>, anyhow::Error> {
+        self.change_and_repair(|_state| Ok(()), |_state, ()| Scope::Everything)
+    }
+
+    fn prepare<T>(
+        &self,
+        old: State,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let mut new = old.clone();
         let answer = edit(&mut new)?;
-        if new.networks != old.networks {
+        let scope = look(&new, &answer);
+        // Interfaces of the host's may have come and gone.
+        if new.networks != old.networks || matches!(scope, Scope::Everything) {
             uplink::look_around(self, &old.networks, &mut new)?;
         }
         reserved::note_before(&mut new)?;
-        let steps = plan(&old, &new);
-        let mending = repair(self, &new, &answer)?;
-        self.check_possible(&[steps.as_slice(), &mending].concat())?;
-        if !new.is_empty() {
-            self.mark();
-        }
-        if steps.is_empty() {
-            self.mend(&mending)?;
-            if new != old {
-                store.save(&new)?;
-            }
-        } else {
-            self.replace(&store, &old, &new, &steps, &mending)?;
-        }
-        self.tidy(&new);
-        Ok(answer)
+        let drift = observe::drift(self, &old, &scope)?;
+        let steps = plan(&old, &new, &drift);
+        self.check_possible(&steps)?;
+        Ok(Change { answer, old, new, drift, steps })
     }
 
     /// The state, once what a verb that was cut off has done is taken back. While that fails, nothing else is done.
@@ -193,39 +232,38 @@ impl Host {
 
     /// From one state to another, with a record of it while it is under way. What fails is taken back; should that
     /// fail, too, the record stays, and the next verb tries again.
-    fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step], mending: &[Step]) -> Result<()> {
+    fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step]) -> Result<()> {
         store.begin(old, new, steps)?;
         let mut begun = 0;
-        let outcome = self
-            .carry_out(steps, &mut begun)
-            .and_then(|()| self.mend(mending))
-            .and_then(|()| store.commit(new))
-            .or_else(|error| {
-                // The step that failed may be half done; undoing it is harmless.
-                let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
-                Err(match undone {
-                    Ok(()) => error,
-                    Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
-                        .with_remedy("the next verb tries again"),
-                })
-            });
+        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).or_else(|error| {
+            // The step that failed may be half done; undoing it is harmless.
+            let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
+            Err(match undone {
+                Ok(()) => error,
+                Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
+                    .with_remedy("the next verb tries again"),
+            })
+        });
         self.deleted.take();
         outcome
     }
 
     /// Nothing is changed before it is known that it can be done.
     fn check_possible(&self, steps: &[Step]) -> Result<()> {
-        let loads = steps.contains(&Step::LoadDataplane);
-        if let Some(step) = steps.iter().find(|step| step.needs_dataplane()) {
+        let has = |is_meant: fn(&Step) -> bool| steps.iter().any(|step| is_meant(step.inner()));
+        let loads = has(|step| *step == Step::LoadDataplane);
+        if has(needs_the_dataplane) {
             if let Some(doubt) = &self.doubt {
-                return Err(KernelError::refused(step, doubt));
+                return Err(KernelError::refused("change the dataplane", doubt));
             }
             if !loads && !self.dataplane.loaded()? {
-                return Err(KernelError::refused(step, "the dataplane is not loaded any more")
-                    .with_remedy("adding the network again with its arguments repairs it"));
+                let why = "programs and maps are not loaded any more";
+                return Err(
+                    KernelError::refused("change the dataplane", why).with_remedy("`nsnet apply` brings them back")
+                );
             }
         }
-        let mounts = steps.iter().any(|step| matches!(step, Step::AddNamespace(_)));
+        let mounts = has(|step| matches!(step, Step::AddNamespace(_)));
         if mounts || (loads && !mounts::is_bpffs(Path::new(BPFFS))?) {
             self.check_mounts_last(if mounts { "make a namespace" } else { "mount the pins' file system" })?;
         }
@@ -249,15 +287,10 @@ impl Host {
         outcome
     }
 
-    /// Makes objects anew that are broken.
-    fn mend(&self, steps: &[Step]) -> Result<()> {
-        if steps.is_empty() { Ok(()) } else { self.carry_out(steps, &mut 0) }
-    }
-
     /// Undoes steps, last first; goes on after an error, and reports the first.
     fn take_back(&self, steps: &[Step]) -> Result<()> {
         let mut first = Ok(());
-        for step in steps.iter().rev().map(Step::undo) {
+        for step in steps.iter().rev().filter_map(Step::undo) {
             let undone = steps::bring_back(self, &step);
             if first.is_ok() {
                 first = undone;
@@ -291,4 +324,9 @@ impl Host {
             Err(error) => (self.on_note)(&format!("{error}; the next verb tries again")),
         }
     }
+}
+
+/// Whether a step enters something into the dataplane, or puts a program somewhere.
+fn needs_the_dataplane(step: &Step) -> bool {
+    matches!(step, Step::AddNetwork(_) | Step::Attach(..) | Step::AddPublish(_))
 }

@@ -42,8 +42,8 @@ impl Host {
 
     /// Takes down what the file tells of: `old`, and what a verb that was cut off had added to it.
     fn take_down(&self, store: &Store, old: &State, under_way: &[Step]) -> Result<()> {
-        let added = under_way.iter().rev().map(Step::undo);
-        let steps: Vec<Step> = added.chain(plan(old, &State::default())).filter(Step::is_removal).collect();
+        let added = under_way.iter().rev().filter_map(Step::undo);
+        let steps: Vec<Step> = added.chain(plan(old, &State::default(), &[])).filter(Step::is_removal).collect();
         if steps.is_empty() {
             return Ok(());
         }
@@ -94,7 +94,7 @@ impl Host {
     /// The host's ports that the dataplane uses: published ones, and those that flows are given.
     fn ports_in_maps(&self) -> Result<PortSet> {
         let maps = self.maps();
-        let published = PublishMaps::of(&maps)?.in_use()?;
+        let published = PublishMaps::of(&maps)?.in_use(&maps)?;
         let mut ranges: Vec<PortRange> = Vec::new();
         for slot in &published {
             ranges.extend(PortRange::new(slot.first, slot.last));
