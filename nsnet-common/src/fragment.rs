@@ -12,6 +12,7 @@
 //! Nothing is put together here: that is for the receiver (RFC 791 section 3.2), and what overlaps is its affair, but for
 //! the transport header, which was judged when the first fragment came (RFC 1858 section 4).
 
+use crate::capture::Moment;
 use crate::conntrack;
 use crate::datagram::Kind;
 use crate::layout::{Fragment, FragmentKey, HELD_PER_PORT, HeldKey, Holding, PIECE_BYTES, Port, Whole, is_fresh};
@@ -263,6 +264,7 @@ const SHORTEST: u32 = 256;
 pub fn cut(frame: &mut impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
     let length = frame.len();
     let (eth, ip) = (Ethernet::read(frame)?, Ipv4::read(frame)?);
+    tables.show(Moment::Before(0), frame);
     let step = prepare(frame, &ip, scratch).ok_or(DropReason::FragmentationNeeded)?;
     let whole = &scratch.whole;
     let end = ip.total_length().saturating_sub(Ipv4::LEN as u16);

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::capture::Moment;
 use crate::layout::{
-    About, AddressKey, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey,
-    Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port,
-    PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, whole_seconds,
+    About, AddressKey, Capturing, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES,
+    HeldKey, Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
+    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, whole_seconds,
 };
 use crate::packet::Packet;
 use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
@@ -36,6 +37,14 @@ pub struct MemoryTables {
     pub counters: RefCell<BTreeMap<PortId, PortCounters>>,
     /// Counters of each port and reason.
     pub drops: RefCell<BTreeMap<(PortId, u16), Traffic>>,
+    /// The last frame that was dropped for each reason: when, where, its bytes.
+    pub last_drops: RefCell<BTreeMap<u16, (u64, PortId, Vec<u8>)>>,
+    /// What is captured, see [`capture_modes`](crate::layout::capture_modes).
+    pub capture_modes: Cell<u32>,
+    /// As the dataplane has it for each CPU.
+    pub capturing: RefCell<Capturing>,
+    /// What was shown to who captures, in order.
+    pub shown: RefCell<Vec<Shown>>,
     /// The clock, nanoseconds.
     pub clock: Cell<u64>,
     /// Whether inserts fail.
@@ -74,6 +83,17 @@ pub struct MemoryTables {
     pub locals: HashSet<IpAddress>,
     /// What redirected sockets asked for.
     pub originals: RefCell<BTreeMap<OriginalKey, Original>>,
+}
+
+/// A frame that was shown to who captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The frame's number.
+    pub number: u64,
+    /// When.
+    pub moment: Moment,
+    /// The frame then.
+    pub bytes: Vec<u8>,
 }
 
 /// A fragment that waits: its packet, when it came, and its bytes.
@@ -241,9 +261,17 @@ impl<'a> Tables for &'a MemoryTables {
         self.count(port, |counters| counters.answered += 1);
     }
 
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet) {
         let key = DropKey { port, reason: reason.code() };
         self.drops.borrow_mut().entry((key.port, key.reason)).or_default().add(length);
+        self.last_drops.borrow_mut().insert(key.reason, (self.clock.get(), port, bytes_of(frame)));
+        self.show(Moment::Dropped(reason), frame);
+    }
+
+    fn show(&self, moment: Moment, frame: &impl Packet) {
+        if let Some(number) = self.capturing.borrow_mut().number(self.capture_modes.get(), moment.kind()) {
+            self.shown.borrow_mut().push(Shown { number, moment, bytes: bytes_of(frame) });
+        }
     }
 
     fn count_passed(&self, uplink: PortId) {
@@ -386,15 +414,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn hold(&self, place: HeldKey, key: &FragmentKey, seen: u32, frame: &impl Packet) -> bool {
-        let bytes: Option<Vec<u8>> = (0..frame.len() as usize).map(|at| frame.view::<u8>(at).copied()).collect();
         let mut held = self.held.borrow_mut();
-        match bytes {
-            Some(bytes) if bytes.len() <= HELD_BYTES && held.len() < MAX_HELD as usize => {
-                held.insert(place, (*key, seen, bytes));
-                true
-            }
-            Some(_) | None => false,
+        let has_room = frame.len() as usize <= HELD_BYTES && held.len() < MAX_HELD as usize;
+        if has_room {
+            held.insert(place, (*key, seen, bytes_of(frame)));
         }
+        has_room
     }
 
     fn held(&self, place: HeldKey) -> Option<(FragmentKey, u32)> {
@@ -444,6 +469,11 @@ impl<'a> Tables for &'a MemoryTables {
     fn forget_original(&self, key: &OriginalKey) {
         self.originals.borrow_mut().remove(key);
     }
+}
+
+/// A frame, whole.
+fn bytes_of(frame: &impl Packet) -> Vec<u8> {
+    (0..frame.len() as usize).map_while(|at| frame.view::<u8>(at).copied()).collect()
 }
 
 fn is_within(ip: IpAddress, prefix: IpAddress, bits: u32) -> bool {

@@ -1,5 +1,6 @@
 //! Packets that belong to no flow: may they open one, and where does it lead?
 
+use crate::capture::Moment;
 use crate::conntrack::{self, Way};
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{About, AddressKey, Flow, NetworkId, Policy, Port, PortId, policy_flags};
@@ -125,6 +126,7 @@ pub(crate) fn to_host(frame: &impl Packet, scratch: &Scratch, gateway: PortId, t
         return Err(DropReason::TooLong);
     }
     tables.count_sent(gateway.id(), frame.len());
+    tables.show(Moment::Left(gateway.id().ifindex()), frame);
     Ok(Verdict::Deliver(Egress::Host(gateway.id())))
 }
 

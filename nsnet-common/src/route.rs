@@ -8,6 +8,7 @@
 //!     by an uplink?      -> masqueraded, or as it is    else   -> the host
 //! ```
 
+use crate::capture::Moment;
 use crate::conntrack::{self, Step};
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{Flow, FlowState, NetworkId, Port, PortId, flow_flags};
@@ -177,6 +178,7 @@ pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl 
         let may_cut = !datagram.whole && frame.gso_size() == 0;
         return if may_cut { Ok(Verdict::Cut) } else { Err(DropReason::FragmentationNeeded) };
     }
+    tables.show(Moment::Before(out.ifindex()), frame);
     rewrite::pass_on(frame, scratch)?;
     tables.count_sent(out.id(), frame.len());
     Ok(Verdict::Deliver(way_out(&out, scratch.by_neighbour)))

@@ -1,5 +1,6 @@
 //! The maps, as the core sees them. Lookups return copies: an entry may change under a reference at any time.
 
+use crate::capture::Moment;
 use crate::layout::{
     About, AddressKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortId, Publish, Station, StationKey,
@@ -163,8 +164,12 @@ pub trait Tables: Copy {
     /// Counts a question from `port` that was answered here.
     fn count_answered(&self, port: PortId);
 
-    /// Counts a dropped frame: at the port it came from or, for one copy of a flooded frame, the port it was for.
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32);
+    /// Counts a dropped frame: at the port it came from or, for one copy of a flooded frame, the port it was for. Shows it,
+    /// too, and keeps it as the last one of the reason: some hundred times a second at most, for each port.
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet);
+
+    /// Shows the frame to who captures, if anybody does.
+    fn show(&self, moment: Moment, frame: &impl Packet);
 
     /// Counts a frame that came in by an uplink and is left to the host.
     fn count_passed(&self, uplink: PortId);

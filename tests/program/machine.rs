@@ -27,8 +27,8 @@ use nsnet_common::cases::world::{
     UPLINK_IFINDEX,
 };
 use nsnet_common::layout::{
-    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held, HeldKey,
-    Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
+    AddressKey, DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held,
+    HeldKey, Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
     PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
 };
 use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
@@ -79,7 +79,7 @@ pub(crate) struct Machine {
     addresses: HashMap<MapData, AddressKey, PortId>,
     subnets: LpmTrie<MapData, SubnetKey, NetworkId>,
     counters: PerCpuArray<MapData, PortCounters>,
-    drops: PerCpuHashMap<MapData, DropKey, Traffic>,
+    drops: PerCpuHashMap<MapData, DropKey, Dropped>,
     flood_clocks: Array<MapData, u64>,
     refusal_clocks: Array<MapData, u64>,
     policies: Array<MapData, Policy>,
@@ -255,7 +255,8 @@ impl Machine {
             self.drops.remove(&key)?;
         }
         for ((port, reason), traffic) in tables.drops.borrow().iter() {
-            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(*traffic)?, 0)?;
+            let dropped = Dropped { traffic: *traffic, ..Dropped::default() };
+            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(dropped)?, 0)?;
         }
         Ok(())
     }
@@ -300,7 +301,7 @@ impl Machine {
         for entry in self.drops.iter() {
             let (key, cpus) = entry?;
             let sum = state.drops.entry((key.port, key.reason)).or_default();
-            cpus.iter().for_each(|one| add(sum, one));
+            cpus.iter().for_each(|one| add(sum, &one.traffic));
         }
         for entry in self.stations.iter() {
             let (key, station) = entry?;

@@ -3,6 +3,7 @@
 //! A change that alters what an existing pin means raises [`LAYOUT_VERSION`]: it is part of the pins' folder, so an
 //! older program's maps are never misread.
 
+mod capture;
 mod flow;
 mod fragment;
 mod nat;
@@ -12,6 +13,9 @@ mod socket;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::wire::{IpAddress, Mac};
+pub use capture::{
+    CAPTURE_LEASE_NS, Capture, Capturing, Dropped, Event, KEPT_BYTES, LastDrop, MAX_REASONS, MAX_SNAPLEN, capture_modes,
+};
 pub use flow::{
     About, Flow, Flow4, FlowKey, FlowKey4, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_YOUNG_FLOWS, flow_flags,
     whole_seconds,
@@ -28,7 +32,7 @@ pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
 /// Version of everything in this file, part of the path of the pins.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -131,8 +135,16 @@ pub mod names {
     pub const SUBNETS: &str = "SUBNETS";
     /// Per-CPU array of [`PortCounters`](super::PortCounters) by port id.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Traffic`](super::Traffic).
+    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Dropped`](super::Dropped).
     pub const DROPS: &str = "DROPS";
+    /// Per-CPU array of [`LastDrop`](super::LastDrop) by the reason's code.
+    pub const LAST_DROPS: &str = "LAST_DROPS";
+    /// Global that user space writes: [`Capture`](super::Capture). In the object it is a section, and so a map of one entry.
+    pub const CAPTURE: &str = ".data.capture";
+    /// Hash of u32 to a ring buffer of [`Event`](super::Event)s: that of the capture that is on, at 0.
+    pub const RINGS: &str = "RINGS";
+    /// Per-CPU array of one [`Capturing`](super::Capturing).
+    pub const CAPTURING: &str = "CAPTURING";
     /// Array of u64 by port id: when the port's flood allowance is used up to, on the monotonic clock, nanoseconds.
     pub const FLOOD_CLOCKS: &str = "FLOOD_CLOCKS";
     /// Array of u64 by port id: when the port's allowance of ICMP errors is used up to, like `FLOOD_CLOCKS`.
@@ -170,7 +182,7 @@ pub mod names {
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";
     /// Every map.
-    pub const MAPS: [&str; 27] = [
+    pub const MAPS: [&str; 31] = [
         PORTS,
         NETWORKS,
         STATIONS,
@@ -198,7 +210,16 @@ pub mod names {
         HOLDING,
         LOCALS,
         ORIGINALS,
+        LAST_DROPS,
+        CAPTURE,
+        RINGS,
+        CAPTURING,
     ];
+
+    /// The name of a map's pin: a bpffs takes no dots.
+    pub fn pin(map: &str) -> &str {
+        map.trim_start_matches(".data.")
+    }
 
     /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).
     pub const USE_REDIRECT_PEER: &str = "USE_REDIRECT_PEER";

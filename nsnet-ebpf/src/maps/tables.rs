@@ -7,10 +7,11 @@ use aya_ebpf::helpers::{
     bpf_for_each_map_elem, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::maps::lpm_trie::Key;
+use nsnet_common::capture::Moment;
 use nsnet_common::layout::{
     AddressKey, DropKey, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
-    Station, StationKey, SubnetKey, Traffic, Usage, whole_seconds,
+    Station, StationKey, SubnetKey, Usage, whole_seconds,
 };
 use nsnet_common::packet::Packet;
 use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route, Tables};
@@ -23,6 +24,7 @@ use super::{
     MAPPINGS, NETWORKS, ORIGINALS, POLICIES, PORTS, PUBLISH_HITS, PUBLISHED, PUBLISHES, RECLAIMED, REFUSAL_CLOCKS,
     STATIONS, SUBNETS, UPLINKS, USAGE, YOUNG4, YOUNG6,
 };
+use super::{capture, drops};
 use crate::context::refill;
 use crate::host;
 
@@ -217,15 +219,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        let key = DropKey { port, reason: reason.code() };
-        if let Some(traffic) = DROPS.get_ptr_mut(key) {
-            // SAFETY: as in count().
-            unsafe { &mut *traffic }.add(length);
-        } else {
-            // The first drop of its kind at this port: the other CPUs' values begin at 0. Out of memory, it goes uncounted.
-            let _uncounted = DROPS.insert(key, Traffic { packets: 1, bytes: u64::from(length) }, 0);
-        }
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, _frame: &impl Packet) {
+        drops::count(self.skb, port, reason, length);
+        capture::show(self.skb, Moment::Dropped(reason), port);
+    }
+
+    #[inline(always)]
+    fn show(&self, moment: Moment, _frame: &impl Packet) {
+        capture::show(self.skb, moment, PortId::NONE);
     }
 
     #[inline(always)]
@@ -449,9 +450,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn take_back_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        if let Some(traffic) = DROPS.get_ptr_mut(DropKey { port, reason: reason.code() }) {
+        if let Some(dropped) = DROPS.get_ptr_mut(DropKey { port, reason: reason.code() }) {
             // SAFETY: as in count().
-            unsafe { &mut *traffic }.take_back(length);
+            unsafe { &mut (*dropped).traffic }.take_back(length);
         }
     }
 

@@ -9,8 +9,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use ipnet::IpNet;
 use nsnet_common::layout::{
-    AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
-    StationKey, SubnetKey, Traffic, Usage, names,
+    AddressKey, DropKey, Dropped, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId,
+    Station, StationKey, SubnetKey, Traffic, Usage, names,
 };
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -19,7 +19,7 @@ use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
 
 /// What all CPUs together have counted, by port and reason.
-pub type Drops = BTreeMap<(PortId, u16), Traffic>;
+pub type Drops = BTreeMap<(PortId, u16), Dropped>;
 
 /// The pinned maps of one host.
 #[derive(Debug)]
@@ -39,7 +39,8 @@ impl Maps {
 
     /// A map without its types.
     pub(super) fn data(&self, name: &str) -> Result<MapData> {
-        MapData::from_pin(self.folder.join(name)).map_err(|error| refused(format!("open map {name}"), error))
+        MapData::from_pin(self.folder.join(names::pin(name)))
+            .map_err(|error| refused(format!("open map {name}"), error))
     }
 
     pub(super) fn ports(&self) -> Result<Array<MapData, Port>> {
@@ -66,7 +67,7 @@ impl Maps {
         self.open(names::SUBNETS, Map::LpmTrie)
     }
 
-    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Traffic>> {
+    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Dropped>> {
         self.open(names::DROPS, Map::PerCpuHashMap)
     }
 
@@ -172,9 +173,13 @@ impl Maps {
     pub fn drops(&self) -> Result<Drops> {
         let mut drops = Drops::new();
         for (key, values) in self.drops_map()?.iter().flatten() {
-            let sum = values.iter().fold(Traffic::default(), |sum, cpu| plus(sum, *cpu));
+            let sum = values.iter().fold(Dropped::default(), |sum, cpu| Dropped {
+                traffic: plus(sum.traffic, cpu.traffic),
+                seen: sum.seen.max(cpu.seen),
+                jiffy: 0,
+            });
             // Fragments that waited have been taken back.
-            if sum != Traffic::default() {
+            if sum.traffic != Traffic::default() {
                 drops.insert((key.port, key.reason), sum);
             }
         }
