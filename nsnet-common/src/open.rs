@@ -32,7 +32,7 @@ pub enum Lead {
 /// From a namespace.
 #[inline(never)]
 pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
-    tables.enter(Stage::Open);
+    tables.enter(Stage::Lead);
     tables.read_policy(from.network(), &mut scratch.policy)?;
     let destination = &scratch.datagram.key.destination;
     if let Some(network) = network_of(destination, tables) {
@@ -155,7 +155,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
 /// From an uplink.
 #[inline(never)]
 pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
-    tables.enter(Stage::Open);
+    tables.enter(Stage::Lead);
     scratch.lead = Lead::Pass;
     if scratch.datagram.kind == Kind::Link {
         return Ok(());

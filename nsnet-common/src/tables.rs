@@ -115,7 +115,9 @@ pub enum Stage {
     Fragment,
     /// Which flow is the ICMP error about?
     Related,
-    /// May it open a flow, and where does it lead?
+    /// Where does it lead, when it is of no flow?
+    Lead,
+    /// May it open one?
     Open,
     /// Is it to a published port?
     Publish,

@@ -26,10 +26,13 @@ impl Words<'_> {
         match change {
             Change::Station(key, station, is_in) => {
                 let as_is = entry(&Lookup::Station(*key, Some(*station)));
-                let change = if *is_in { format!("set: behind {}", self.names.port(station.port())) } else { FULL.to_owned() };
+                let change =
+                    if *is_in { format!("set: behind {}", self.names.port(station.port())) } else { FULL.to_owned() };
                 edit(as_is.table, as_is.key, change)
             }
-            Change::NoStation(key) => edit(names::STATIONS, entry(&Lookup::Station(*key, None)).key, REMOVED.to_owned()),
+            Change::NoStation(key) => {
+                edit(names::STATIONS, entry(&Lookup::Station(*key, None)).key, REMOVED.to_owned())
+            }
             Change::Foreign(key, mac, is_in) => {
                 let as_is = entry(&Lookup::Foreign(*key, Some(*mac)));
                 edit(as_is.table, as_is.key, if *is_in { format!("set: {mac}") } else { FULL.to_owned() })
@@ -46,7 +49,9 @@ impl Words<'_> {
             Change::Tcp(age, key, next, acknowledged) => {
                 of_flow(*age, key, format!("has come to number {next}, acknowledged {acknowledged}"))
             }
-            Change::Way(age, key, hop) => of_flow(*age, key, format!("leaves {}", self.route(nsnet_common::tables::Route::Forward, hop))),
+            Change::Way(age, key, hop) => {
+                of_flow(*age, key, format!("leaves {}", self.route(nsnet_common::tables::Route::Forward, hop)))
+            }
             Change::Reclaim(table) => {
                 let table = match table {
                     Reclaim::Flows4 => names::FLOWS4,
@@ -63,13 +68,17 @@ impl Words<'_> {
                 let more = until.wrapping_sub(self.seconds());
                 edit(names::MAPPINGS, entry(&Lookup::Mapping(*key, None)).key, format!("kept for {more} s"))
             }
-            Change::NoMapping(key, true) => edit(names::MAPPINGS, entry(&Lookup::Mapping(*key, None)).key, REMOVED.to_owned()),
+            Change::NoMapping(key, true) => {
+                edit(names::MAPPINGS, entry(&Lookup::Mapping(*key, None)).key, REMOVED.to_owned())
+            }
             Change::NoMapping(_, false) => None,
             Change::Usage(owner, flows, ports) => {
                 let key = entry(&Lookup::Usage(*owner, nsnet_common::layout::Usage::default())).key;
                 edit(names::USAGE, key, format!("{flows:+} established flows, {ports:+} ports"))
             }
-            Change::Fragment(key, _first) => edit(names::FRAGMENTS, packet(key), "remembered, for the fragments that follow".to_owned()),
+            Change::Fragment(key, _first) => {
+                edit(names::FRAGMENTS, packet(key), "remembered, for the fragments that follow".to_owned())
+            }
             Change::Holding(port, holding) => {
                 edit(names::HOLDING, self.names.port(*port), format!("{} have waited", holding.count))
             }
@@ -78,7 +87,9 @@ impl Words<'_> {
                 let change = if *is_in { format!("waits: {}", packet(key)) } else { "is too long to wait".to_owned() };
                 edit(names::HELD, slot, change)
             }
-            Change::LetGo(place, true) => edit(names::HELD, entry(&Lookup::Held(*place, None)).key, "comes in again".to_owned()),
+            Change::LetGo(place, true) => {
+                edit(names::HELD, entry(&Lookup::Held(*place, None)).key, "comes in again".to_owned())
+            }
             Change::Free(place, true) => edit(names::HELD, entry(&Lookup::Held(*place, None)).key, REMOVED.to_owned()),
             Change::LetGo(_, false) | Change::Free(_, false) => None,
         }

@@ -72,12 +72,8 @@ impl Words<'_> {
                 let place = format!("{}, place {}", names.port(key.port), key.place);
                 found(names::FOREIGN, place, *mac, "free", |mac| mac.to_string())
             }
-            Lookup::FloodClock(port, clock) => {
-                self.allowance(names::FLOOD_CLOCKS, *port, *clock, FLOOD_BURST_NS)
-            }
-            Lookup::RefusalClock(port, clock) => {
-                self.allowance(names::REFUSAL_CLOCKS, *port, *clock, REFUSAL_BURST_NS)
-            }
+            Lookup::FloodClock(port, clock) => self.allowance(names::FLOOD_CLOCKS, *port, *clock, FLOOD_BURST_NS),
+            Lookup::RefusalClock(port, clock) => self.allowance(names::REFUSAL_CLOCKS, *port, *clock, REFUSAL_BURST_NS),
             Lookup::Policy(id, policy) => {
                 found(names::POLICIES, names.network(*id), *policy, "none", |policy| self.policy(&policy))
             }
@@ -88,9 +84,13 @@ impl Words<'_> {
                 found(names::MAPPINGS, self.endpoint(key), *mapping, "none", |mapping| self.mapping(key, &mapping))
             }
             Lookup::Usage(owner, usage) => {
-                let total = [(PortId::NONE, "all of IPv4"), (PortId(nsnet_common::layout::MAX_PORTS as u16 - 1), "all of IPv6")];
+                let total = [
+                    (PortId::NONE, "all of IPv4"),
+                    (PortId(nsnet_common::layout::MAX_PORTS as u16 - 1), "all of IPv6"),
+                ];
                 let who = total.iter().find(|(id, _)| id == owner).map(|(_, who)| (*who).to_owned());
-                let held = format!("{} established flows, {} ports", usage.flows.cast_signed(), usage.ports.cast_signed());
+                let held =
+                    format!("{} established flows, {} ports", usage.flows.cast_signed(), usage.ports.cast_signed());
                 some(names::USAGE, who.unwrap_or_else(|| names.port(*owner)), held)
             }
             Lookup::Published(protocol, address, port, place) => {
@@ -102,7 +102,8 @@ impl Words<'_> {
                 found(names::PUBLISHES, format!("place {place}"), entry, "free", |entry| self.publish(&entry))
             }
             Lookup::Route(from, key, route, hop) => {
-                let question = format!("{} from {}, come in by {}", ip(key.destination), ip(key.source), names.interface(*from));
+                let question =
+                    format!("{} from {}, come in by {}", ip(key.destination), ip(key.source), names.interface(*from));
                 some(ROUTES, question, self.route(*route, hop))
             }
             Lookup::Socket(key, is_there) => {
@@ -117,7 +118,8 @@ impl Words<'_> {
             }
             Lookup::Holding(port, holding) => {
                 let age = self.seconds().saturating_sub(holding.seen);
-                let last = (holding.count > 0).then(|| format!("{} have waited, the last one came {age} s ago", holding.count));
+                let last = (holding.count > 0)
+                    .then(|| format!("{} have waited, the last one came {age} s ago", holding.count));
                 found(names::HOLDING, names.port(*port), last, "none has waited", |last| last)
             }
             Lookup::Held(place, held) => {
@@ -131,7 +133,9 @@ impl Words<'_> {
                 found(names::UPLINKS, key, *port, "no uplink", |port| names.port(port))
             }
             Lookup::Local(address, is_local) => {
-                found(names::LOCALS, ip(*address), is_local.then_some(()), "not the host's", |()| "the host's".to_owned())
+                found(names::LOCALS, ip(*address), is_local.then_some(()), "not the host's", |()| {
+                    "the host's".to_owned()
+                })
             }
         }
     }
@@ -197,22 +201,31 @@ impl Words<'_> {
         };
         let is_same = (key.source, key.destination, key.source_port, key.destination_port)
             == (*source, *destination, about.source_port, about.destination_port);
-        let becomes = FlowKey { source: *source, destination: *destination, source_port: about.source_port, destination_port: about.destination_port, ..*key };
+        let becomes = flow.other_key(key).turned(flow.about.other_side);
         let becomes = if is_same { "unchanged".to_owned() } else { format!("becomes {}", tuple(&becomes)) };
         let answers = if about.has(flow_flags::REPLY) { ", answers" } else { "" };
-        let published = if about.publish != 0 { format!(", for {}", self.names.published(about.publish.into())) } else { String::new() };
+        let published = if about.publish != 0 {
+            format!(", for {}", self.names.published(about.publish.into()))
+        } else {
+            String::new()
+        };
         format!("{}{answers}, {life}, {becomes}, out by {}{published}", about.state.label(), self.names.port(about.out))
     }
 
     fn endpoint(&self, key: &MappingKey) -> String {
         let kind = if key.kind == mapping_kinds::SPOKEN_TO { "spoken to " } else { "" };
         let (protocol, port) = (protocol_name(IpProtocol(key.protocol)), u16::from_be_bytes(key.port));
-        format!("{kind}{protocol} {} in {}", socket(key.ip, port), self.names.network(key.side)).replace(" in outside", " outside")
+        format!("{kind}{protocol} {} in {}", socket(key.ip, port), self.names.network(key.side))
+            .replace(" in outside", " outside")
     }
 
     fn mapping(&self, key: &MappingKey, mapping: &Mapping) -> String {
         let now = self.seconds();
-        let life = if mapping.is_alive(now) { format!("for {} s", mapping.until.wrapping_sub(now)) } else { "over".to_owned() };
+        let life = if mapping.is_alive(now) {
+            format!("for {} s", mapping.until.wrapping_sub(now))
+        } else {
+            "over".to_owned()
+        };
         if key.kind == mapping_kinds::SPOKEN_TO {
             return life;
         }
@@ -233,8 +246,16 @@ impl Words<'_> {
         match route {
             Route::Forward => {
                 let mtu = if hop.mtu == 0 { String::new() } else { format!(", MTU {}", hop.mtu) };
-                let source = if hop.source == IpAddress::UNSPECIFIED { String::new() } else { format!(", from {}", ip(hop.source)) };
-                let next = if hop.to_mac == Mac::ZERO { "the neighbour is to be asked for".to_owned() } else { format!("next hop {}", hop.to_mac) };
+                let source = if hop.source == IpAddress::UNSPECIFIED {
+                    String::new()
+                } else {
+                    format!(", from {}", ip(hop.source))
+                };
+                let next = if hop.to_mac == Mac::ZERO {
+                    "the neighbour is to be asked for".to_owned()
+                } else {
+                    format!("next hop {}", hop.to_mac)
+                };
                 format!("by {}, {next}{source}{mtu}", self.names.interface(hop.ifindex))
             }
             Route::Local => "the host's own, or no route (the kernel gives one answer for both)".to_owned(),
@@ -279,8 +300,19 @@ pub fn tuple(key: &FlowKey) -> String {
     let [source, destination] = [key.source_port, key.destination_port].map(u16::from_be_bytes);
     let is_query = matches!(protocol, IpProtocol::ICMP | IpProtocol::ICMPV6);
     match (has_ports(protocol), is_query) {
-        (true, false) => format!("{} {} > {}", protocol_name(protocol), socket(key.source, source), socket(key.destination, destination)),
-        (true, true) => format!("{} {} > {} id {}", protocol_name(protocol), ip(key.source), ip(key.destination), source.max(destination)),
+        (true, false) => format!(
+            "{} {} > {}",
+            protocol_name(protocol),
+            socket(key.source, source),
+            socket(key.destination, destination)
+        ),
+        (true, true) => format!(
+            "{} {} > {} id {}",
+            protocol_name(protocol),
+            ip(key.source),
+            ip(key.destination),
+            source.max(destination)
+        ),
         (false, _) => format!("{} {} > {}", protocol_name(protocol), ip(key.source), ip(key.destination)),
     }
 }

@@ -4,14 +4,16 @@ use nsnet_common::layout::{
     AddressKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping, MappingKey,
     Network, NetworkId, Policy, Port, PortId, Publish, Station, StationKey, Usage,
 };
-use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route};
+use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route, Stage};
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
 /// One call.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// It was looked something up.
+    /// Another part of the core is at work from here on.
+    Stage(Stage),
+    /// Something was looked up.
     Lookup(Lookup),
     /// Something was changed.
     Change(Change),

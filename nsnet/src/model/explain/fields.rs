@@ -41,9 +41,8 @@ pub fn fields(frame: &[u8]) -> Vec<Field> {
 /// What differs.
 pub fn changed(before: &[u8], after: &[u8]) -> Vec<Changed> {
     let (before, after) = (fields(before), fields(after));
-    let value = |fields: &[Field], name: &str| {
-        fields.iter().find(|field| field.name == name).map(|field| field.value.clone())
-    };
+    let value =
+        |fields: &[Field], name: &str| fields.iter().find(|field| field.name == name).map(|field| field.value.clone());
     let is_new = |field: &&Field| value(&before, &field.name).is_none();
     let all = before.iter().chain(after.iter().filter(is_new));
     let changed = all.map(|Field { name, .. }| Changed {
@@ -360,18 +359,25 @@ mod tests {
         assert_eq!(summary(&hex(BEFORE)), "udp 192.168.15.1:4000 > 192.0.2.7:53, TTL 64, 46 bytes");
         let arp = "ffffffffffff 020001000203 0806 0001 0800 0604 0001 020001000203 c0a80f01 000000000000 c0a80f02";
         assert_eq!(summary(&hex(arp)), "ARP: who has 192.168.15.2? asks 192.168.15.1");
-        assert_eq!(summary(&hex("ffffffffffff 020001000203 88cc 00")), "02:00:01:00:02:03 > ff:ff:ff:ff:ff:ff, type 0x88cc, 15 bytes");
+        assert_eq!(
+            summary(&hex("ffffffffffff 020001000203 88cc 00")),
+            "02:00:01:00:02:03 > ff:ff:ff:ff:ff:ff, type 0x88cc, 15 bytes"
+        );
     }
 
     /// A TTL exceeded about the datagram, and its first 8 bytes after the header.
     #[test]
     fn an_error_shows_what_it_is_about() {
         let quote = &hex(BEFORE)[14..];
-        let mut error = hex("020001000203 020001000107 0800 45000038 0000 0000 40 01 0000 c0a80f05 c0a80f01 0b00 0000 00000000");
+        let mut error =
+            hex("020001000203 020001000107 0800 45000038 0000 0000 40 01 0000 c0a80f05 c0a80f01 0b00 0000 00000000");
         error.extend(&quote[..28]);
         let fields = fields(&error);
         let of = |name: &str| fields.iter().find(|field| field.name == name).unwrap().value.clone();
-        assert_eq!((of("ICMP message"), of("quoted destination"), of("quoted destination port")), ("TTL exceeded".into(), "192.0.2.7".into(), "53".into()));
+        assert_eq!(
+            (of("ICMP message"), of("quoted destination"), of("quoted destination port")),
+            ("TTL exceeded".into(), "192.0.2.7".into(), "53".into())
+        );
         assert_eq!(of("source"), "192.168.15.5");
     }
 

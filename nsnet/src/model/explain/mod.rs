@@ -5,7 +5,7 @@
 //!   walk       the core, stage by stage, over tables whose look-ups are all noted
 //!     recording, event                      what it asked the tables, and what it would change in them
 //!   story      the same in words: each stage, what it went by, the verdict, what would change and count
-//!     entries, changes, names, fields       how an entry, a change, a port and a frame read
+//!     stages, entries, changes, names, fields    how a part of the core, an entry, a change, a port and a frame read
 //! ```
 
 pub mod capture;
@@ -16,5 +16,6 @@ pub mod event;
 pub mod fields;
 pub mod names;
 pub mod recording;
+pub mod stages;
 pub mod story;
 pub mod walk;

@@ -22,8 +22,7 @@ impl Names {
             let who = member.ns.map_or("the host", |ns| ns.as_str());
             (member.port, format!("{} ({who})", member.interface))
         });
-        let of_uplinks =
-            state.uplinks.iter().map(|uplink| (uplink.port(), format!("{} (uplink)", uplink.interface)));
+        let of_uplinks = state.uplinks.iter().map(|uplink| (uplink.port(), format!("{} (uplink)", uplink.interface)));
         let published = state.publishes.iter().flat_map(|publish| {
             let name = format!("{} for {}", publish.spec, publish.ns);
             publish.entries.iter().map(move |entry| (u32::from(entry.place), name.clone()))

@@ -1,5 +1,4 @@
-//! Tables that note what they are asked. The core is not told: it runs over these as over any others, and so does not pay
-//! for it in the kernel.
+//! Tables that note what they are asked. The core runs over these as over any others.
 
 use std::cell::RefCell;
 
@@ -8,7 +7,7 @@ use nsnet_common::layout::{
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortId, Publish, Station, StationKey, Usage,
 };
 use nsnet_common::packet::Packet;
-use nsnet_common::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
+use nsnet_common::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Stage, Tables};
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
@@ -87,6 +86,10 @@ impl<F: FlowEntry> FlowEntry for RecordedFlow<'_, F> {
 
 impl<'a, T: Tables> Tables for Recording<'a, T> {
     type Flow = RecordedFlow<'a, T::Flow>;
+
+    fn enter(&self, stage: Stage) {
+        self.events.borrow_mut().push(Event::Stage(stage));
+    }
 
     fn port(&self, id: PortId) -> Option<Port> {
         let found = self.tables.port(id);

@@ -1,313 +1,358 @@
-//! What was looked up, put in order: which stage of the core asked, what it went by, and what it came to.
-//!
-//! The core does not say which of its parts is at work. It shows: by the program that runs, the table that is asked, and
-//! whether it is about the frame's sender or its destination.
+//! Which part of the core a frame went through, what each went by, and what it came to.
 
-use nsnet_common::datagram::Kind;
-use nsnet_common::layout::{FlowKey, PortId, Publish, names, port_of_mac};
+use nsnet_common::datagram::{Datagram, Kind};
+use nsnet_common::layout::{flow_flags, names};
 use nsnet_common::open::Lead;
-use nsnet_common::packet::Buffer;
-use nsnet_common::tables::{Inserted, Route};
-use nsnet_common::verdict::{DropReason, Egress, Outcome, Verdict};
-use nsnet_common::wire::arp::Arp;
-use nsnet_common::wire::icmpv6::{Neighbour, Type};
-use nsnet_common::wire::ipv4::Ipv4;
-use nsnet_common::wire::ipv6::Ipv6;
-use nsnet_common::wire::{EtherType, Ethernet, IpAddress, IpProtocol};
-use nsnet_common::packet::Packet as _;
+use nsnet_common::tables::{Inserted, Route, Stage};
+use nsnet_common::verdict::{Egress, Verdict};
 
-use super::entries::{Entry, Words, tuple};
+use super::entries::{Entry, ROUTES, SOCKETS, Words, tuple};
 use super::event::{Change, Count, Event, Lookup};
-use super::fields::changed;
+use super::fields;
 use super::walk::{Pass, Step};
 
-/// A part of the core that a frame went through.
+/// A part of the core, and what it came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stage {
+pub struct Part {
     /// Its name.
     pub name: &'static str,
     /// What it came to.
     pub says: String,
-    /// What it went by: the last entry that it found, or looked for.
+    /// What it went by: the last entry that it found, or else the last that it looked for.
     pub by: Option<Entry>,
     /// All that it looked up, each once.
     pub lookups: Vec<Entry>,
+    /// Whether it drops the packet.
+    pub is_drop: bool,
 }
 
-/// The stages, by their names.
-mod stage {
-    pub(super) const PORT: &str = "port";
-    pub(super) const GUARD: &str = "guard";
-    pub(super) const SWITCH: &str = "switch";
-    pub(super) const ANSWER: &str = "answer";
-    pub(super) const FLOOD: &str = "flood";
-    pub(super) const PACKET: &str = "packet";
-    pub(super) const CONNTRACK: &str = "conntrack";
-    pub(super) const FRAGMENT: &str = "fragment";
-    pub(super) const RELATED: &str = "icmp error";
-    pub(super) const OPEN: &str = "open";
-    pub(super) const PUBLISH: &str = "publish";
-    pub(super) const ROUTE: &str = "route";
-    pub(super) const NAT: &str = "nat";
-    pub(super) const SEND: &str = "send";
-    pub(super) const REWRITE: &str = "rewrite";
-    pub(super) const CUT: &str = "cut";
-    pub(super) const REFUSE: &str = "refuse";
-}
-
-/// The stages of one frame's way.
-pub fn stages(pass: &Pass, words: &Words<'_>) -> Vec<Stage> {
-    let sender = Sender::of(&pass.before);
-    let mut all = Vec::new();
-    let mut before = &pass.before;
+/// The parts that a frame went through, in order.
+pub fn parts(pass: &Pass, words: &Words<'_>) -> Vec<Part> {
+    let mut all: Vec<Part> = Vec::new();
     for (position, step) in pass.steps.iter().enumerate() {
-        let mut sorter = Sorter { step, sender: &sender, is_first: position == 0, stages: Vec::new(), has_sent: false };
-        sorter.sort(words);
-        all.extend(sorter.finish(before, words));
-        before = &step.frame;
+        let mut parts = Vec::new();
+        let mut part = Draft::new(None);
+        for event in &step.events {
+            if let Event::Stage(stage) = event {
+                if part.stage != Some(*stage) {
+                    parts.push(std::mem::replace(&mut part, Draft::new(Some(*stage))));
+                }
+            } else {
+                part.events.push(event);
+            }
+        }
+        parts.push(part);
+        // Each program asks first which port it is: the first one's answer is enough.
+        let parts = parts.into_iter().filter(|part| position == 0 || part.stage.is_some());
+        let parts: Vec<Draft<'_>> = parts.collect();
+        let last = parts.len().saturating_sub(1);
+        for (number, part) in parts.into_iter().enumerate() {
+            all.push(part.finish(step, number == last, words));
+        }
+    }
+    // The guard most often, and what drops a packet at times, ask for nothing: they go by what was read before.
+    let mut last = None;
+    for part in &mut all {
+        if part.by.is_none() && (part.name == name(Stage::Guard) || part.is_drop) {
+            part.by.clone_from(&last);
+        }
+        last = part.by.clone().or(last);
     }
     all
 }
 
-/// What the frame says about who sent it, and to whom.
-struct Sender {
-    eth: Option<Ethernet>,
-    ip: Option<IpAddress>,
-    /// An address that it claims besides.
-    claims: Option<IpAddress>,
+/// What a part did.
+struct Draft<'a> {
+    stage: Option<Stage>,
+    events: Vec<&'a Event>,
 }
 
-impl Sender {
-    fn of(frame: &[u8]) -> Self {
-        let frame = Buffer::new(frame);
-        let eth = frame.view::<Ethernet>(0).copied();
-        let neighbour = || frame.view::<Neighbour>(Ethernet::LEN + Ipv6::LEN);
-        let (ip, claims) = match eth.map(|eth| eth.ethertype()) {
-            Some(EtherType::IPV4) => (frame.view::<Ipv4>(Ethernet::LEN).map(|ip| IpAddress::v4(ip.source())), None),
-            Some(EtherType::ARP) => (frame.view::<Arp>(Ethernet::LEN).map(|arp| IpAddress::v4(arp.sender_ip)), None),
-            Some(EtherType::IPV6) => {
-                let ip = frame.view::<Ipv6>(Ethernet::LEN);
-                let claims = neighbour().filter(|message| {
-                    ip.is_some_and(|ip| ip.next_header() == IpProtocol::ICMPV6)
-                        && message.head.kind == Type::NEIGHBOUR_ADVERTISEMENT
-                });
-                (ip.map(Ipv6::source), claims.map(|message| message.target))
+impl Draft<'_> {
+    fn new(stage: Option<Stage>) -> Self {
+        Self { stage, events: Vec::new() }
+    }
+
+    fn lookups(&self) -> impl Iterator<Item = &Lookup> {
+        self.events.iter().filter_map(|event| match event {
+            Event::Lookup(lookup) => Some(lookup),
+            Event::Stage(_) | Event::Change(_) | Event::Count(_) => None,
+        })
+    }
+
+    fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.events.iter().filter_map(|event| match event {
+            Event::Change(change) => Some(change),
+            Event::Stage(_) | Event::Lookup(_) | Event::Count(_) => None,
+        })
+    }
+
+    fn counts(&self) -> impl Iterator<Item = &Count> {
+        self.events.iter().filter_map(|event| match event {
+            Event::Count(count) => Some(count),
+            Event::Stage(_) | Event::Lookup(_) | Event::Change(_) => None,
+        })
+    }
+
+    fn finish(self, step: &Step, is_last: bool, words: &Words<'_>) -> Part {
+        let mut lookups = Vec::new();
+        for entry in self.lookups().map(|lookup| words.lookup(lookup)) {
+            if !lookups.contains(&entry) {
+                lookups.push(entry);
             }
-            _ => (None, None),
+        }
+        let reason = match step.outcome {
+            Err(reason) | Ok(Verdict::Refuse(reason)) if is_last && self.stage != Some(Stage::Refuse) => Some(reason),
+            Ok(_) | Err(_) => None,
         };
-        Self { eth, ip, claims }
+        let (says, by) = match reason {
+            Some(reason) => (format!("dropped, {}: {}", reason.label(), reason.sentence()), lookups.last()),
+            None => {
+                let tells = deciding(self.stage);
+                let of_stage = |entry: &&Entry| tells.is_empty() || tells.contains(&entry.table);
+                let by = lookups.iter().filter(of_stage).rfind(|entry| entry.is_found);
+                (self.says(step, is_last, words), by.or(lookups.iter().rfind(of_stage)))
+            }
+        };
+        Part { name: self.stage.map_or("port", name), says, by: by.cloned(), lookups, is_drop: reason.is_some() }
     }
 
-    fn has(&self, ip: IpAddress) -> bool {
-        self.ip == Some(ip) || self.claims == Some(ip)
-    }
-}
-
-/// Sorts what one program did.
-struct Sorter<'a> {
-    step: &'a Step,
-    sender: &'a Sender,
-    is_first: bool,
-    stages: Vec<Stage>,
-    has_sent: bool,
-}
-
-impl Sorter<'_> {
-    fn sort(&mut self, words: &Words<'_>) {
-        let events = &self.step.events;
-        for (position, event) in events.iter().enumerate() {
-            let (before, after) = (&events[..position], &events[position + 1..]);
-            if let Event::Lookup(lookup) = event
-                && let Some(name) = self.stage_of(lookup, before, after)
-            {
-                let entry = words.lookup(lookup);
-                let stage = self.at(name);
-                if !stage.lookups.contains(&entry) {
-                    stage.lookups.push(entry);
+    /// What the part came to, when that was no drop.
+    fn says(&self, step: &Step, is_last: bool, words: &Words<'_>) -> String {
+        let delivered = match step.outcome {
+            Ok(Verdict::Deliver(egress)) if is_last => Some(way_out(egress, words)),
+            Ok(_) | Err(_) => None,
+        };
+        match self.stage {
+            None if is_last => "none of the dataplane's: left to the host".to_owned(),
+            None => "the frame is counted as received".to_owned(),
+            Some(Stage::Guard) => self.guard(),
+            Some(Stage::Switch) => match delivered {
+                Some(way) => format!("the destination is there: {way}"),
+                None if step.outcome == Ok(Verdict::Route) => "the destination is the gateway: to be routed".to_owned(),
+                None => "the destination is a group, or unknown".to_owned(),
+            },
+            Some(Stage::Answer) => {
+                let is_answered = self.counts().any(|count| matches!(count, Count::Answered(_)));
+                match delivered {
+                    Some(_) if is_answered => "answered here: the address is known".to_owned(),
+                    Some(way) => format!("the owner is to answer: {way}"),
+                    None => "no question that is answered here".to_owned(),
                 }
             }
+            Some(Stage::Flood) => self.flood(words),
+            Some(Stage::Packet) => read(&step.datagram),
+            Some(Stage::Conntrack) => self.conntrack(step.is_known),
+            Some(Stage::Fragment) => self.fragment(step),
+            Some(Stage::Related) => match delivered {
+                Some(way) => format!("about a packet of a flow, which is translated back: {way}"),
+                None => "about a packet of no flow".to_owned(),
+            },
+            Some(Stage::Lead) => self.lead(step.lead, words),
+            Some(Stage::Open) => match step.lead {
+                Lead::KeepOrPool => "it may open a flow, masqueraded".to_owned(),
+                _ => "it may open a flow".to_owned(),
+            },
+            Some(Stage::Publish) => {
+                let place = self
+                    .lookups()
+                    .find_map(|lookup| if let Lookup::Published(.., place) = lookup { *place } else { None });
+                let is_used = self.counts().any(|count| matches!(count, Count::PublishHit(_)));
+                match place {
+                    Some(place) if is_used => format!("to a published port: {}", words.names.published(place)),
+                    Some(_) => "published, but at no address that this is".to_owned(),
+                    None => "to no published port".to_owned(),
+                }
+            }
+            Some(Stage::Route) => {
+                let route = self.lookups().find_map(|lookup| {
+                    if let Lookup::Route(_, _, route, hop) = lookup { Some((*route, hop)) } else { None }
+                });
+                route.map_or_else(
+                    || "no route was asked for".to_owned(),
+                    |(route, hop)| match route {
+                        Route::Forward => format!("the routes lead out by {}", words.names.interface(hop.ifindex)),
+                        Route::Local | Route::Unreachable | Route::Prohibited | Route::Blackhole => {
+                            words.route(route, hop)
+                        }
+                    },
+                )
+            }
+            Some(Stage::Nat) => self.nat(step, words),
+            Some(Stage::Send) => match (delivered, step.outcome) {
+                (Some(way), _) => way,
+                (None, Ok(Verdict::Cut)) => "too long for the way out, and may be cut".to_owned(),
+                (None, _) => format!(
+                    "by {}",
+                    self.lookups().next().map_or_else(String::new, |lookup| words.lookup(lookup).entry)
+                ),
+            },
+            Some(Stage::Cut) => "cut into pieces for the way out, each of which comes in again".to_owned(),
+            Some(Stage::Refuse) => match delivered {
+                Some(way) => {
+                    let error = fields::fields(&step.frame).into_iter().find(|field| field.name == "ICMP message");
+                    let error = error.map_or_else(String::new, |field| format!(" ({})", field.value));
+                    format!("the sender is told{error}: {way}")
+                }
+                None => self.silence().to_owned(),
+            },
         }
     }
 
-    fn at(&mut self, name: &'static str) -> &mut Stage {
-        let position = self.stages.iter().position(|stage| stage.name == name);
-        let position = position.unwrap_or_else(|| {
-            self.stages.push(Stage { name, says: String::new(), by: None, lookups: Vec::new() });
-            self.stages.len() - 1
+    fn guard(&self) -> String {
+        let is_learned = self.changes().any(|change| matches!(change, Change::Station(..)));
+        let is_behind = self.lookups().any(|lookup| matches!(lookup, Lookup::Station(..)));
+        match (is_learned, is_behind) {
+            (true, _) => "the sender is a station behind the port, learned now".to_owned(),
+            (false, true) => "the sender is a station behind the port".to_owned(),
+            (false, false) => "the sender is who it says it is".to_owned(),
+        }
+    }
+
+    fn flood(&self, words: &Words<'_>) -> String {
+        let to: Vec<String> = self
+            .counts()
+            .filter_map(|count| if let Count::Sent(port, _) = count { Some(words.names.port(*port)) } else { None })
+            .collect();
+        if to.is_empty() {
+            "a copy to nobody: there is no other port".to_owned()
+        } else {
+            format!("a copy to {}", to.join(", "))
+        }
+    }
+
+    fn lead(&self, lead: Lead, words: &Words<'_>) -> String {
+        let subnets = self.lookups().filter_map(|lookup| {
+            if let Lookup::Subnet(ip, Some(network)) = lookup { Some((*ip, *network)) } else { None }
         });
-        &mut self.stages[position]
+        let network = subnets.last().map(|(_, network)| words.names.network(network));
+        match (lead, network) {
+            (Lead::Through, Some(network)) => {
+                format!("to a namespace of {network} by way of the gateway: nothing is translated, nor remembered")
+            }
+            (Lead::Pass, _) => "to no namespace's own address".to_owned(),
+            (_, Some(network)) => format!("to an address of {network}"),
+            (_, None) => "to an address of no network".to_owned(),
+        }
     }
 
-    /// Who asks that, given what was done before it and after; `None` for what is asked anew by each program.
-    fn stage_of(&self, lookup: &Lookup, before: &[Event], after: &[Event]) -> Option<&'static str> {
-        let is_there = |events: &[Event], is_it: fn(&Lookup) -> bool| {
-            events.iter().any(|event| matches!(event, Event::Lookup(lookup) if is_it(lookup)))
-        };
-        let is_new = !before.iter().any(|event| matches!(event, Event::Lookup(_)));
-        Some(match self.step.program {
-            names::FROM_NAMESPACE | names::FROM_HOST if is_new => stage::PORT,
-            names::FROM_NAMESPACE | names::FROM_HOST => self.of_switch(lookup, before),
-            names::FROM_UPLINK if matches!(lookup, Lookup::Uplink(..)) && is_new => stage::PORT,
-            names::FROM_UPLINK if before.len() == 1 => stage::PORT,
-            names::REFUSED => stage::REFUSE,
-            _ if is_new => return None,
-            names::CUT => stage::CUT,
-            program => {
-                let is_opened = program == names::OPENED;
-                let is_nat = is_there(before, |lookup| matches!(lookup, Lookup::Mapping(..) | Lookup::Socket(..)));
-                let is_made = before.iter().any(|event| matches!(event, Event::Change(Change::Flow(..))));
-                let asks_routes = is_there(after, |lookup| matches!(lookup, Lookup::Route(..)));
-                let gateway = before.iter().rev().find_map(|event| match event {
-                    Event::Lookup(Lookup::Policy(_, Some(policy))) => Some(policy.gateway),
-                    Event::Lookup(_) | Event::Change(_) | Event::Count(_) => None,
-                });
-                match lookup {
-                    Lookup::Flow(..) if is_opened => stage::NAT,
-                    Lookup::Flow(..) => stage::CONNTRACK,
-                    Lookup::Mapping(..) | Lookup::Socket(..) => stage::NAT,
-                    Lookup::Usage(..) if is_nat => stage::NAT,
-                    Lookup::Published(..) if is_nat || is_made => stage::NAT,
-                    Lookup::Published(..) | Lookup::Local(..) => stage::PUBLISH,
-                    Lookup::Publish(..) if is_opened => stage::PUBLISH,
-                    Lookup::Publish(..) => stage::CONNTRACK,
-                    Lookup::Route(..) | Lookup::Uplink(..) => stage::ROUTE,
-                    Lookup::Fragment(..) | Lookup::Holding(..) | Lookup::Held(..) => stage::FRAGMENT,
-                    Lookup::Policy(..) if is_opened => stage::OPEN,
-                    Lookup::Policy(..) if asks_routes => stage::ROUTE,
-                    Lookup::Policy(..) => stage::CONNTRACK,
-                    Lookup::Port(id, _) if !is_opened && asks_routes && gateway == Some(*id) => stage::ROUTE,
-                    Lookup::Port(..) if !is_opened || is_made => stage::SEND,
-                    Lookup::Port(..)
-                    | Lookup::Network(..)
-                    | Lookup::Address(..)
-                    | Lookup::Subnet(..)
-                    | Lookup::Station(..)
-                    | Lookup::Foreign(..)
-                    | Lookup::FloodClock(..)
-                    | Lookup::RefusalClock(..)
-                    | Lookup::Usage(..) => stage::OPEN,
+    fn conntrack(&self, is_known: bool) -> String {
+        let flow = self.lookups().find_map(|lookup| if let Lookup::Flow(_, _, flow) = lookup { *flow } else { None });
+        match flow {
+            Some(flow) if is_known => format!("of a flow that is {}", flow.about.state.label()),
+            Some(_) => "of no flow: the one that was is over".to_owned(),
+            None => "of no flow".to_owned(),
+        }
+    }
+
+    fn fragment(&self, step: &Step) -> String {
+        let released = self.changes().filter(|change| matches!(change, Change::LetGo(_, true))).count();
+        if step.outcome == Ok(Verdict::Again) {
+            return format!("the first fragment, for which {released} have waited: all of them come in again");
+        }
+        if self.changes().any(|change| matches!(change, Change::Fragment(..))) {
+            return "the first fragment: those that follow go its way".to_owned();
+        }
+        "a later fragment: it goes its first one's way".to_owned()
+    }
+
+    fn nat(&self, step: &Step, words: &Words<'_>) -> String {
+        let made = self.changes().find_map(|change| {
+            let Change::Flow(_, key, flow, Inserted::Yes) = change else { return None };
+            (!flow.about.has(flow_flags::REPLY)).then_some((key, flow))
+        });
+        let Some((key, flow)) = made else {
+            return match step.lead {
+                Lead::Pass => "to no endpoint that is mapped: the host's".to_owned(),
+                Lead::Host => "to no endpoint that is mapped".to_owned(),
+                Lead::Through | Lead::Settled | Lead::KeepOrPool | Lead::Pool => {
+                    "by the flow that another packet has made".to_owned()
                 }
-            }
-        })
-    }
-
-    fn of_switch(&self, lookup: &Lookup, before: &[Event]) -> &'static str {
-        let looked = |is_it: fn(&Lookup) -> bool| {
-            before.iter().any(|event| matches!(event, Event::Lookup(lookup) if is_it(lookup)))
-        };
-        let eth = self.sender.eth;
-        let is_group = eth.is_some_and(|eth| eth.destination.is_group());
-        match lookup {
-            Lookup::Address(key, _) if self.sender.has(key.ip) => stage::GUARD,
-            Lookup::Address(..) => stage::ANSWER,
-            Lookup::Subnet(ip, _) if self.sender.has(*ip) => stage::GUARD,
-            Lookup::Station(key, _) if eth.is_none_or(|eth| eth.destination != key.mac) => stage::GUARD,
-            Lookup::Foreign(..) => stage::GUARD,
-            Lookup::Network(..) | Lookup::FloodClock(..) => stage::FLOOD,
-            Lookup::Port(..) if looked(|lookup| matches!(lookup, Lookup::Network(..))) => stage::FLOOD,
-            Lookup::Port(..) if is_group => stage::ANSWER,
-            Lookup::Port(id, _)
-                if self.is_learned_from() && eth.is_some_and(|eth| port_of_mac(eth.source) == *id) && before.len() <= 2 =>
-            {
-                stage::GUARD
-            }
-            Lookup::Port(..)
-            | Lookup::Subnet(..)
-            | Lookup::Station(..)
-            | Lookup::RefusalClock(..)
-            | Lookup::Policy(..)
-            | Lookup::Flow(..)
-            | Lookup::Mapping(..)
-            | Lookup::Usage(..)
-            | Lookup::Published(..)
-            | Lookup::Publish(..)
-            | Lookup::Route(..)
-            | Lookup::Socket(..)
-            | Lookup::Fragment(..)
-            | Lookup::Holding(..)
-            | Lookup::Held(..)
-            | Lookup::Uplink(..)
-            | Lookup::Local(..) => stage::SWITCH,
-        }
-    }
-
-    /// Whether the frame is of a station behind a port that learns.
-    fn is_learned_from(&self) -> bool {
-        self.arrival().is_some_and(|port| port.learns() && self.sender.eth.is_some_and(|eth| eth.source != port.mac()))
-    }
-
-    fn arrival(&self) -> Option<nsnet_common::layout::Port> {
-        self.step.events.iter().find_map(|event| match event {
-            Event::Lookup(Lookup::Port(_, port)) => *port,
-            Event::Lookup(_) | Event::Change(_) | Event::Count(_) => None,
-        })
-    }
-
-    /// Adds the stages that asked nothing, and says what each came to.
-    fn finish(mut self, frame: &[u8], words: &Words<'_>) -> Vec<Stage> {
-        let reason = match self.step.outcome {
-            Err(reason) | Ok(Verdict::Refuse(reason)) => Some(reason),
-            Ok(_) => None,
-        };
-        // What a refusal says of the reason, the step before has said.
-        let dropped_at = reason.filter(|_| self.step.program != names::REFUSED).map(|reason| stage_of_drop(self.step.program, reason));
-        self.add_silent(dropped_at);
-        if let Some(name) = dropped_at {
-            self.at(name);
-            let end = self.stages.iter().position(|stage| stage.name == name).unwrap_or_default();
-            // What was asked before by later stages would be none of this packet's way.
-            self.stages.swap_remove_to_end(end);
-        }
-        let is_sent = matches!(self.step.outcome, Ok(Verdict::Deliver(_)));
-        self.has_sent = is_sent;
-        if is_sent && frame != self.step.frame && self.step.program != names::REFUSED && self.step.program != names::FROM_NAMESPACE && self.step.program != names::FROM_HOST {
-            self.at(stage::REWRITE);
-        }
-        let mut stages = std::mem::take(&mut self.stages);
-        for stage in &mut stages {
-            let is_end = dropped_at == Some(stage.name);
-            stage.says = match reason.filter(|_| is_end) {
-                Some(reason) => format!("dropped: {}", reason.sentence()),
-                None => self.says(stage.name, frame, words),
             };
-            stage.by = stage.lookups.iter().rfind(|entry| entry.is_found).or(stage.lookups.last()).cloned();
-        }
-        if let Some(name) = dropped_at
-            && let Some(position) = stages.iter().position(|stage| stage.name == name)
-            && stages[position].by.is_none()
-        {
-            // What was looked at last decided, whoever asked.
-            stages[position].by = stages[..position].iter().rev().find_map(|stage| stage.by.clone());
-        }
-        stages
+        };
+        let port = |port: [u8; 2]| u16::from_be_bytes(port);
+        let (old, new) = (port(key.source_port), port(flow.about.source_port));
+        let becomes = flow.other_key(key).turned(flow.about.other_side);
+        let kept = match (key.source == flow.source, old == new) {
+            (true, true) => "nothing hides the sender",
+            (_, true) => "the sender keeps its port",
+            (_, false) if flow.about.has(flow_flags::POOLED) => "the port is one of the pool",
+            (_, false) => "the port is another",
+        };
+        format!(
+            "a new flow, {kept}: {} becomes {}, answers come to {}",
+            tuple(key),
+            tuple(&becomes),
+            words.names.port(flow.about.out)
+        )
     }
 
-    fn add_silent(&mut self, dropped_at: Option<&'static str>) {
-        let is_past = |name| dropped_at != Some(name);
-        let mut silent = Vec::new();
-        match self.step.program {
-            names::FROM_NAMESPACE if is_past(stage::PORT) => silent.push(stage::GUARD),
-            names::ROUTED if is_past(stage::PACKET) => silent.push(stage::PACKET),
-            names::FROM_UPLINK if is_past(stage::PACKET) && self.step.outcome != Ok(Verdict::Pass) => silent.push(stage::PACKET),
-            names::RELATED => silent.push(stage::RELATED),
-            names::FRAGMENTED => silent.push(stage::FRAGMENT),
-            names::CUT => silent.push(stage::CUT),
-            names::REFUSED => silent.push(stage::REFUSE),
-            _ => {}
+    /// Why nobody is told.
+    fn silence(&self) -> &'static str {
+        if self.lookups().any(|lookup| matches!(lookup, Lookup::RefusalClock(..))) {
+            "the sender is not told: there were too many errors just now"
+        } else {
+            "the sender is not told: no error may be about such a packet, or nobody could speak"
         }
-        for name in silent {
-            let is_there = self.stages.iter().any(|stage| stage.name == name);
-            if !is_there {
-                let place = self.stages.iter().take_while(|stage| stage.name == stage::PORT).count();
-                self.stages.insert(place, Stage { name, says: String::new(), by: None, lookups: Vec::new() });
-            }
+    }
+}
+
+fn read(datagram: &Datagram) -> String {
+    let what = match datagram.kind {
+        Kind::LaterFragment => "a later fragment, without ports",
+        _ if datagram.is_first_fragment => "a first fragment",
+        Kind::IcmpError => "an ICMP error",
+        Kind::Link => "for the link only",
+        Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => "",
+    };
+    if what.is_empty() { tuple(&datagram.key) } else { format!("{}, {what}", tuple(&datagram.key)) }
+}
+
+/// The way out.
+pub fn way_out(egress: Egress, words: &Words<'_>) -> String {
+    match egress {
+        Egress::Namespace(port) => format!("out by {}", words.names.port(port)),
+        Egress::Host(port) => format!("up to the host, as received on {}", words.names.interface(port.ifindex())),
+        Egress::Uplink(index) => format!("out by {}", words.names.interface(index)),
+        Egress::Neighbour(index) => {
+            format!("out by {}, to the neighbour that the kernel finds", words.names.interface(index))
         }
-        // Where nothing was asked because the destination itself says it.
-        if matches!(self.step.program, names::FROM_NAMESPACE | names::FROM_HOST)
-            && dropped_at.is_none()
-            && !self.stages.iter().any(|stage| matches!(stage.name, stage::SWITCH | stage::ANSWER | stage::FLOOD))
-        {
-            self.at(stage::SWITCH);
-        }
+    }
+}
+
+/// The tables whose entries decide in a part of the core; those of the others are read for what is in them. Empty for all.
+fn deciding(stage: Option<Stage>) -> &'static [&'static str] {
+    match stage {
+        Some(Stage::Flood) => &[names::NETWORKS],
+        Some(Stage::Answer) => &[names::ADDRESSES],
+        Some(Stage::Conntrack | Stage::Related) => &[names::FLOWS4, names::FLOWS6, names::YOUNG4, names::YOUNG6],
+        Some(Stage::Lead) => &[names::SUBNETS, names::ADDRESSES],
+        Some(Stage::Open) => &[names::USAGE],
+        Some(Stage::Publish) => &[names::PUBLISHED, names::PUBLISHES],
+        Some(Stage::Route) => &[ROUTES],
+        Some(Stage::Nat) => &[names::MAPPINGS, names::FLOWS4, names::FLOWS6, names::YOUNG4, names::YOUNG6, SOCKETS],
+        Some(Stage::Fragment) => &[names::FRAGMENTS],
+        Some(Stage::Refuse) => &[names::REFUSAL_CLOCKS],
+        None | Some(Stage::Guard | Stage::Switch | Stage::Packet | Stage::Send | Stage::Cut) => &[],
+    }
+}
+
+fn name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Guard => "guard",
+        Stage::Switch => "switch",
+        Stage::Answer => "answer",
+        Stage::Flood => "flood",
+        Stage::Packet => "packet",
+        Stage::Conntrack => "conntrack",
+        Stage::Fragment => "fragment",
+        Stage::Related => "icmp error",
+        Stage::Lead => "lead",
+        Stage::Open => "open",
+        Stage::Publish => "publish",
+        Stage::Route => "route",
+        Stage::Nat => "nat",
+        Stage::Send => "send",
+        Stage::Cut => "cut",
+        Stage::Refuse => "refuse",
     }
 }
