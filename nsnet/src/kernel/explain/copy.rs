@@ -2,10 +2,11 @@
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuValues};
 use aya::programs::{ProgramInfo, SchedClassifier};
+use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
 use nsnet_common::layout::{
-    Flow, Flow4, FlowKey, FlowKey4, Holding, Network, Policy, Port, PortCounters, PortId, Publish, Traffic, Usage,
-    names,
+    DropKey, Flow, Flow4, FlowKey, FlowKey4, Holding, Network, Policy, Port, PortCounters, PortId, Publish, Traffic,
+    Usage, names,
 };
 use nsnet_common::memory::MemoryTables;
 use nsnet_common::state::State;
@@ -68,7 +69,7 @@ impl Copy {
         found: &Found,
         left: &MemoryTables,
     ) -> Result<Confirmed> {
-        self.fill(found)?;
+        self.fill(found, left)?;
         let lines = self.differences(arrival, passes, found, left);
         self.clear(found, left)?;
         let lines = lines?;
@@ -91,7 +92,8 @@ impl Copy {
             if ran.action != expected.action {
                 lines.push(format!("frame {number}: action {}, expected {}", ran.action, expected.action));
             } else if ran.bytes != expected.bytes {
-                lines.push(format!("frame {number}: {:02x?}, expected {:02x?}", ran.bytes, expected.bytes));
+                let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+                lines.push(format!("frame {number}: {}, expected {}", hex(&ran.bytes), hex(&expected.bytes)));
             }
         }
         let state = self.state(found, left).map_err(|error| refused("read the maps of the copy", error))?;
@@ -100,7 +102,8 @@ impl Copy {
     }
 
     /// Enters what was found.
-    fn fill(&mut self, found: &Found) -> Result<()> {
+    fn fill(&mut self, found: &Found, left: &MemoryTables) -> Result<()> {
+        let cpus = nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
         let maps = &mut self.maps;
         let set = |result: std::result::Result<(), MapError>| result.map_err(|error| refused("fill a map", error));
         for (id, port) in found.ports.there() {
@@ -162,6 +165,13 @@ impl Copy {
         }
         for (ip, one) in found.locals.there() {
             set(maps.locals.insert(ip, one, 0))?;
+        }
+        // A drop is taken back only where one was counted.
+        for (port, reason) in left.drops.borrow().keys() {
+            let key = DropKey { port: *port, reason: *reason };
+            let zeros = PerCpuValues::try_from(vec![Traffic::default(); cpus]);
+            let zeros = zeros.map_err(|error| KernelError::new("fill a map", error))?;
+            set(maps.drops.insert(key, zeros, 0))?;
         }
         Ok(())
     }

@@ -94,7 +94,7 @@ impl Explainer {
             let live = Live::new(&self.live, &asker, self.secret, now, seconds);
             let passes = walk(arrival, &live);
             let (found, left) = live.finish()?;
-            let confirmed = match passes.iter().find_map(|pass| test_run::objection(&pass.before)) {
+            let confirmed = match passes.iter().find_map(test_run::objection) {
                 Some(why) => Confirmed::Untried(why),
                 None => self.copy.confirm(arrival, &passes, &found, &left)?,
             };

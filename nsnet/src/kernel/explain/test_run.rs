@@ -4,6 +4,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 
 use super::super::dataplane::refused;
 use super::super::error::Result;
+use crate::model::explain::walk::Pass;
 
 /// What a program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,14 +51,16 @@ fn context(ifindex: u32, length: usize, gso_size: u32) -> [u8; 192] {
 /// Why the kernel takes no such frame, if it does not: `bpf_prog_test_run_skb()` and `bpf_test_init()` in
 /// net/bpf/test_run.c want an Ethernet header, an IP header behind it (measured on 6.18), and no more than fits into a page
 /// beside `struct skb_shared_info`.
-pub(super) fn objection(frame: &[u8]) -> Option<&'static str> {
+pub(super) fn objection(pass: &Pass) -> Option<&'static str> {
     const LONGEST: usize = 3600;
+    let frame = &pass.before;
     let header = match frame.get(12..14) {
         Some([0x08, 0x00]) => 34,
         Some([0x86, 0xdd]) => 54,
         Some(_) | None => 14,
     };
     match frame.len() {
+        _ if pass.after.tag_aside => Some("the kernel tries no frame with a VLAN tag"),
         length if length > LONGEST => Some("the kernel tries no frame that is longer than a page"),
         length if length < header => Some("the kernel tries no frame that ends within its headers"),
         _ => None,

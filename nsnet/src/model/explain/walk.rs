@@ -122,6 +122,7 @@ fn pass<T: Tables>(entrance: Entrance, before: Vec<u8>, gso_size: u32, tables: T
     let tables = Recording::new(tables, &events);
     let mut scratch = Box::new(Scratch::default());
     let mut frame = Buffer { gso_size, ..Buffer::new(before.clone()) };
+    let tag = if matches!(entrance, Entrance::Host(_)) { None } else { take_tag_aside(&mut frame) };
     let mut steps = Vec::new();
 
     let mut program = entrance.program();
@@ -144,7 +145,24 @@ fn pass<T: Tables>(entrance: Entrance, before: Vec<u8>, gso_size: u32, tables: T
         let (Some(name), Some(next)) = (called(outcome), next) else { break };
         (program, outcome) = (name, next);
     }
+    if let Some(tag) = tag {
+        frame.bytes.splice(TAG, tag);
+    }
     Pass { before, steps, outcome, after: frame }
+}
+
+/// Where a VLAN tag is.
+const TAG: std::ops::Range<usize> = 12..12;
+
+/// Takes the outer VLAN tag out of the bytes, as the kernel does where a frame comes in (`skb_vlan_untag()`, net/core/skbuff.c).
+fn take_tag_aside(frame: &mut Buffer) -> Option<[u8; 4]> {
+    let tag: [u8; 4] = frame.bytes.get(12..16)?.try_into().ok()?;
+    let is_tag = matches!(tag, [0x81, 0x00, ..] | [0x88, 0xa8, ..]) && frame.bytes.len() >= 18;
+    if is_tag {
+        frame.bytes.drain(12..16);
+        frame.tag_aside = true;
+    }
+    is_tag.then_some(tag)
 }
 
 /// The program that is called after this outcome.
