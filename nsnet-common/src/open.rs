@@ -9,7 +9,7 @@ use crate::packet::Packet;
 use crate::publish::{self, published};
 use crate::route::fits;
 use crate::scratch::Scratch;
-use crate::tables::{Hop, Route, Tables};
+use crate::tables::{Hop, Route, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::{IpAddress, Mac, Macs};
 
@@ -33,6 +33,7 @@ pub enum Lead {
 /// From a namespace.
 #[inline(never)]
 pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Lead);
     tables.read_policy(from.network(), &mut scratch.policy)?;
     let destination = &scratch.datagram.key.destination;
     if let Some(network) = network_of(destination, tables) {
@@ -121,6 +122,7 @@ fn leave_to_host(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Res
 /// Up to the host, as it is.
 #[inline(always)]
 pub(crate) fn to_host(frame: &impl Packet, scratch: &Scratch, gateway: PortId, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Send);
     let gateway = tables.port(gateway).ok_or(DropReason::UnknownPort)?;
     if !fits(frame, &scratch.datagram, gateway.mtu()) {
         return Err(DropReason::TooLong);
@@ -133,6 +135,7 @@ pub(crate) fn to_host(frame: &impl Packet, scratch: &Scratch, gateway: PortId, t
 /// Out of an uplink: masqueraded, or as it is.
 #[inline(never)]
 fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Open);
     check_opens(&scratch.datagram)?;
     let is_v4 = scratch.datagram.key.is_v4();
     conntrack::check_quota(from.id(), scratch.policy.flows_per_ns, is_v4, tables)?;
@@ -154,6 +157,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
 /// From an uplink.
 #[inline(never)]
 pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Lead);
     scratch.lead = Lead::Pass;
     if scratch.datagram.kind == Kind::Link {
         return Ok(());
@@ -243,6 +247,7 @@ pub(crate) fn check_opens(datagram: &Datagram) -> Result<(), DropReason> {
 /// Asks the host's routes, as far as the policy allows to go by them.
 #[inline(never)]
 pub(crate) fn find_way(scratch: &mut Scratch, tables: impl Tables) -> Result<Route, DropReason> {
+    tables.enter(Stage::Route);
     let Scratch { datagram, policy, hop, .. } = scratch;
     let gateway = tables.port(policy.gateway).ok_or(DropReason::UnknownPort)?;
     let route = tables.route(gateway.ifindex(), &datagram.key, hop);

@@ -16,7 +16,7 @@ use crate::open::{find_way, source_of};
 use crate::packet::Packet;
 use crate::rewrite;
 use crate::scratch::Scratch;
-use crate::tables::{Age, FlowEntry, Route, Tables};
+use crate::tables::{Age, FlowEntry, Route, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::transport::{Tcp, Udp, tcp_flags};
 use crate::wire::{Ethernet, Mac};
@@ -79,6 +79,7 @@ pub fn enter(frame: &mut impl Packet, uplink: &Port, scratch: &mut Scratch, tabl
 /// apart, and 145,000 instructions become a quarter of that.
 #[inline(never)]
 pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Conntrack);
     scratch.is_known = false;
     // An error has no ports, which an echo of identifier 0 has not either: it would pass as one, untranslated.
     if matches!(scratch.datagram.kind, Kind::IcmpError | Kind::Link) {
@@ -170,6 +171,7 @@ fn find_way_again(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Re
 /// Sends the packet on as `scratch.flow` says.
 #[inline(always)]
 pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Send);
     let Scratch { datagram, flow, .. } = scratch;
     let out = out_of(datagram, flow, tables)?;
     let longest = longest(&out, flow.about.mtu);

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use nsnet_common::layout::FlowState;
 use nsnet_common::wire::{IpProtocol, Mac};
 
+use super::explain::ExplainArgs;
 use super::output::Format;
 use crate::model::edit::MTU_IPV4;
 use crate::model::flow::{parse_protocol, parse_state};
@@ -81,6 +82,8 @@ pub(super) enum Command {
     Stats,
     /// What was dropped, where and why
     Drops,
+    /// What would become of a packet, and why: each stage, what it goes by, the verdict. Nothing is changed
+    Explain(ExplainArgs),
     /// What should be, and where the kernel differs (exit code 1 then)
     Status,
     /// Take down everything that nsnet made on this host

@@ -7,6 +7,7 @@ mod cable;
 mod ct;
 mod demo;
 mod doctor;
+mod explain;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
@@ -72,6 +73,7 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Nat(_list) => nat::list(&host()?, format),
         Command::Stats => show::stats(&host()?, format),
         Command::Drops => show::drops(&host()?, format),
+        Command::Explain(args) => explain::explain(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
@@ -22,7 +22,7 @@ use super::features::Features;
 use super::netns::NetNs;
 use super::{sockets, stages};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
 /// Which side of which interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,10 +218,14 @@ impl Dataplane {
 
     /// The kernel's number of a loaded program.
     pub fn program_id(&self, name: &str) -> Result<u32> {
-        let what = || format!("read the description of program {name}");
+        Ok(self.program_info(name)?.id())
+    }
+
+    /// What the kernel tells of a loaded program.
+    pub(super) fn program_info(&self, name: &str) -> Result<ProgramInfo> {
         let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
-        let info = program.and_then(|program| program.info()).map_err(|error| refused(what(), error))?;
-        Ok(info.id())
+        let info = program.and_then(|program| program.info());
+        info.map_err(|error| refused(format!("read the description of program {name}"), error))
     }
 
     /// Whether our program is on `interface` now, as the kernel tells it.
@@ -268,6 +272,15 @@ pub fn open_object(features: Features) -> Result<Ebpf> {
 
 /// The same, with the key of the hash that NAT chooses ports by.
 pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
+    open(features, secret, true)
+}
+
+/// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
+pub(super) fn open_copy(features: Features, secret: u64) -> Result<Ebpf> {
+    open(features, secret, false)
+}
+
+fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
             .with_remedy("run `cargo xtask build`"));
@@ -275,8 +288,17 @@ pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
     let (use_peer, use_source) = (u8::from(features.redirect_peer), u8::from(features.fib_source));
     let set_type = u8::from(!features.peer_scrubs);
     let use_retval = u8::from(features.set_retval);
+    let sends_copies = u8::from(is_real);
     let cookie = NetNs::current()?.cookie()?;
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if !is_real {
+        // A hash takes memory for its limit when it is made.
+        const FEW: u32 = 1 << 12;
+        for name in [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS] {
+            loader.map_max_entries(name, FEW);
+        }
+    }
+    let mut ebpf = loader
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
         .btf(None)
         .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
@@ -285,6 +307,7 @@ pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
         .override_global(names::SECRET, &secret, true)
         .override_global(names::HOST_COOKIE, &cookie, true)
         .override_global(names::USE_SET_RETVAL, &use_retval, true)
+        .override_global(names::SENDS_COPIES, &sends_copies, true)
         .load(OBJECT)
         .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
     for name in names::PROGRAMS {

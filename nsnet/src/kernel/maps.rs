@@ -158,13 +158,7 @@ impl Maps {
         let counters = self.counters_map()?;
         let over_cpus = |id: PortId| {
             let values = counters.get(&u32::from(id.0), 0).map_err(|error| refused("read counters", error))?;
-            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| PortCounters {
-                received: plus(sum.received, cpu.received),
-                sent: plus(sum.sent, cpu.sent),
-                flooded: sum.flooded + cpu.flooded,
-                answered: sum.answered + cpu.answered,
-                passed: sum.passed + cpu.passed,
-            }))
+            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| sum_of(sum, *cpu)))
         };
         ids.into_iter().map(over_cpus).collect()
     }
@@ -187,7 +181,19 @@ impl Maps {
     }
 }
 
-fn plus(one: Traffic, other: Traffic) -> Traffic {
+/// What two CPUs have counted.
+pub(super) fn sum_of(one: PortCounters, other: PortCounters) -> PortCounters {
+    PortCounters {
+        received: plus(one.received, other.received),
+        sent: plus(one.sent, other.sent),
+        flooded: one.flooded + other.flooded,
+        answered: one.answered + other.answered,
+        passed: one.passed + other.passed,
+    }
+}
+
+/// The same of frames.
+pub(super) fn plus(one: Traffic, other: Traffic) -> Traffic {
     // One CPU may have taken back what another has counted.
     Traffic { packets: one.packets.wrapping_add(other.packets), bytes: one.bytes.wrapping_add(other.bytes) }
 }

@@ -9,6 +9,7 @@ pub mod clsact;
 pub mod dataplane;
 pub mod error;
 pub mod exec;
+pub mod explain;
 pub mod features;
 pub mod flows;
 pub mod host;

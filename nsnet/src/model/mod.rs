@@ -2,6 +2,7 @@
 
 pub mod drift;
 pub mod edit;
+pub mod explain;
 pub mod flow;
 pub mod ipam;
 pub mod name;
