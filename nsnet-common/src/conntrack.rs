@@ -69,6 +69,20 @@ fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) {
     }
 }
 
+/// Ends the flow of packets of this tuple, if it is in the tables of that age and neither direction lives. Whether it was.
+#[inline(never)]
+pub fn end_if_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
+    let (mut flow, now) = (Flow::EMPTY, tables.seconds());
+    let Some(entry) = tables.flow(age, key) else { return false };
+    entry.read(&mut flow);
+    let answered = tables.flow(age, &flow.other_key(key));
+    if flow.about.is_alive(now) || answered.is_some_and(|other| other.about().is_alive(now)) {
+        return false;
+    }
+    end(key, &flow, age, tables);
+    true
+}
+
 /// Ends a flow, both directions.
 #[inline(never)]
 pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {

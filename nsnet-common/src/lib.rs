@@ -19,6 +19,7 @@
 //!       refuse, quote   what is dropped and better told      datagram, scratch   a packet's tuple, and its workplace
 //!     wire    what the bytes mean, one file per protocol
 //!   socket    redirect() original() is_reserved()  published ports for the host's own sockets
+//!   sweep     end()              what a process found dead ends as if a packet had met it
 //!   packet    trait Packet: the frame            implemented by TcFrame (BPF) and Buffer (host)
 //!   tables    trait Tables: the maps             implemented by Maps (BPF) and MemoryTables (host)
 //!   verdict   Verdict and DropReason: every way it can end
@@ -71,6 +72,7 @@ pub mod rewrite;
 pub mod route;
 pub mod scratch;
 pub mod socket;
+pub mod sweep;
 pub mod switch;
 pub mod tables;
 pub mod verdict;

@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 use nsnet_common::layout::PortId;
 use nsnet_common::path;
 use nsnet_common::scratch::Scratch;
+use nsnet_common::sweep;
 use nsnet_common::verdict::Outcome;
 
 use crate::context::{Hook, TcFrame};
@@ -89,6 +90,13 @@ pub(crate) fn refused(ctx: TcContext) -> i32 {
     let Some((at, refusal)) = frame.refusal() else { return outcome::DROP };
     let outcome = path::refused(&mut frame, at, refusal, maps);
     outcome::act(&mut frame, outcome)
+}
+
+/// At no hook: run by a process (BPF_PROG_TEST_RUN) to end what it has found dead. 1 when it was.
+#[classifier]
+pub(crate) fn swept(ctx: TcContext) -> i32 {
+    let frame = TcFrame::new(ctx, Hook::Ingress);
+    i32::from(sweep::end(&frame, frame.maps()))
 }
 
 /// What the stages have in common that go on from either side: the frame, where it came in, and its workplace.
