@@ -7,7 +7,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::conntrack;
-use crate::layout::{FlowKey, MappingKey};
+use crate::layout::{FlowKey, Fragment, FragmentKey, HeldKey, MappingKey, is_fresh};
 use crate::nat;
 use crate::packet::Packet;
 use crate::tables::{Age, Tables};
@@ -28,6 +28,8 @@ pub struct Named {
 impl Named {
     const FLOW: u8 = 1;
     const MAPPING: u8 = 2;
+    const FRAGMENT: u8 = 3;
+    const HELD: u8 = 4;
 
     /// One direction of a flow, young or grown.
     pub fn flow(key: &FlowKey) -> Self {
@@ -39,11 +41,25 @@ impl Named {
         Self::new(Self::MAPPING, key)
     }
 
+    /// What a first fragment said.
+    pub fn fragment(key: &FragmentKey) -> Self {
+        Self::new(Self::FRAGMENT, key)
+    }
+
+    /// A fragment that waits for its first one.
+    pub fn held(place: &HeldKey) -> Self {
+        Self::new(Self::HELD, place)
+    }
+
     fn new(kind: u8, key: &(impl IntoBytes + Immutable)) -> Self {
         let mut named = Self { kind, zero: 0, key: [0; KEY_BYTES] };
         // It fits: the keys of both kinds are known.
         let _fits = key.write_to_prefix(&mut named.key);
         named
+    }
+
+    fn key<K: FromBytes>(&self) -> Option<K> {
+        K::read_from_prefix(&self.key).ok().map(|(key, _rest)| key)
     }
 
     /// The frame that names the entry.
@@ -59,15 +75,27 @@ impl Named {
 #[inline(always)]
 pub fn end(frame: &impl Packet, tables: impl Tables) -> bool {
     let Some(named) = frame.view::<Named>(Ethernet::LEN) else { return false };
-    if named.kind == Named::MAPPING {
-        return MappingKey::read_from_prefix(&named.key).is_ok_and(|(key, _)| nat::end_dead(&key, tables));
+    match named.kind {
+        Named::FLOW => named.key().is_some_and(|key| {
+            conntrack::end_if_dead(&key, Age::Grown, tables) || conntrack::end_if_dead(&key, Age::Young, tables)
+        }),
+        Named::MAPPING => named.key().is_some_and(|key| nat::end_dead(&key, tables)),
+        Named::FRAGMENT => named.key().is_some_and(|key: FragmentKey| {
+            let is_stale = |first: Fragment| !is_fresh(first.seen, tables.seconds());
+            tables.fragment(&key).is_some_and(is_stale) && tables.forget_fragment(&key)
+        }),
+        Named::HELD => named.key().is_some_and(|place: HeldKey| {
+            let is_stale = |(_packet, seen)| !is_fresh(seen, tables.seconds());
+            tables.held(place).is_some_and(is_stale) && tables.free(place)
+        }),
+        _ => false,
     }
-    let Ok((key, _)) = FlowKey::read_from_prefix(&named.key) else { return false };
-    conntrack::end_if_dead(&key, Age::Grown, tables) || conntrack::end_if_dead(&key, Age::Young, tables)
 }
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::FromZeros as _;
+
     use super::*;
     use crate::layout::{Flow, Mapping, NetworkId, Port, PortId, Usage, flow_flags};
     use crate::memory::MemoryTables;
@@ -192,6 +220,20 @@ mod tests {
             assert_eq!(sweep(Named::mapping(&note), &tables), ends);
         }
         assert!(tables.usage.borrow().is_empty());
+    }
+
+    #[test]
+    fn stale_fragments_end() {
+        let (packet, place) = (FragmentKey::new(&key(), [0, 0, 0, 7]), HeldKey { port: OWNER, place: 5 });
+        let first = Fragment { seen: 100, ..Fragment::new_zeroed() };
+        for (now, ends) in [(130, false), (131, true)] {
+            let tables = at(now);
+            tables.fragments.borrow_mut().insert(packet, first);
+            tables.held.borrow_mut().insert(place, (packet, 100, std::vec![0; 60]));
+            assert_eq!(sweep(Named::fragment(&packet), &tables), ends);
+            assert_eq!(sweep(Named::held(&place), &tables), ends);
+            assert_eq!((tables.fragments.borrow().is_empty(), tables.held.borrow().is_empty()), (ends, ends));
+        }
     }
 
     #[test]
