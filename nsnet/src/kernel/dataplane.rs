@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
@@ -123,15 +123,16 @@ impl Dataplane {
         self.root.join("links").join(port.0.to_string())
     }
 
-    fn program(&self, hook: Hook) -> Result<SchedClassifier> {
-        let path = self.root.join("programs").join(hook.program());
-        SchedClassifier::from_pin(&path).map_err(|error| refused(format!("open program {}", hook.program()), error))
+    /// A loaded program.
+    pub(crate) fn program(&self, name: &str) -> Result<SchedClassifier> {
+        let path = self.root.join("programs").join(name);
+        SchedClassifier::from_pin(&path).map_err(|error| refused(format!("open program {name}"), error))
     }
 
     /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx.
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
         let what = || format!("attach {} to {interface}", hook.program());
-        let mut program = self.program(hook)?;
+        let mut program = self.program(hook.program())?;
         self.detach(port)?;
         let link = put_on(&mut program, features, interface, hook)?;
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
@@ -166,10 +167,13 @@ impl Dataplane {
 
     /// The kernel's number of a loaded program.
     pub fn program_id(&self, name: &str) -> Result<u32> {
-        let what = || format!("read the description of program {name}");
-        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
-        let info = program.and_then(|program| program.info()).map_err(|error| refused(what(), error))?;
-        Ok(info.id())
+        Ok(self.program_info(name)?.id())
+    }
+
+    /// The kernel's description of a loaded program.
+    pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
+        let info = self.program(name)?.info();
+        info.map_err(|error| refused(format!("read the description of program {name}"), error))
     }
 
     /// Whether our program is on `interface` now, as the kernel tells it.
@@ -181,7 +185,7 @@ impl Dataplane {
         if PinnedLink::from_pin(self.link_path(port)).is_err() {
             return Ok(false);
         }
-        let program = self.program(hook)?;
+        let program = self.program(hook.program())?;
         let ours = program.info().map_err(|error| refused("read a program's description", error))?.id();
         match SchedClassifier::query_tcx(interface, hook.attach_type()) {
             Ok((_revision, programs)) => Ok(programs.iter().any(|program| program.id() == ours)),

@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -213,7 +212,7 @@ impl<K: Key, V: Pod + FromBytes + Into<Flow>> Family<K, V> {
         each: &mut impl FnMut(Connection) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         for (table, is_young) in [(&self.young, true), (&self.grown, false)] {
-            batch::for_each(table.data.fd().as_fd(), table.name, |key: K, flow: V| {
+            batch::for_each(&table.data, table.name, |key: K, flow: V| {
                 let (key, flow) = (key.into(), flow.into());
                 let alone = Connection::join(&key, &flow, None, is_young, now);
                 let is_reply = flow.about.has(flow_flags::REPLY);

@@ -30,6 +30,7 @@ pub mod route;
 pub mod sockets;
 mod steps;
 pub mod store;
+pub mod sweep;
 pub mod sysctl;
 pub mod trial;
 pub mod uplink;
