@@ -14,7 +14,7 @@ use super::place::{self, Place};
 use super::reserved;
 use super::sockets;
 use super::steps;
-use super::store::{BPFFS, Store};
+use super::store::{BPFFS, Record, Store};
 use super::uplink;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
@@ -67,7 +67,12 @@ impl Host {
 
     /// The state as it was left, for a verb that only looks.
     pub fn state(&self) -> Result<State> {
-        Ok(Store::read_only(&self.key)?.load()?.state)
+        Ok(self.record()?.state)
+    }
+
+    /// The same, with what is under way.
+    pub fn record(&self) -> Result<Record> {
+        Store::read_only(&self.key)?.load()
     }
 
     /// A member namespace, which must not be the host's own.
@@ -106,7 +111,27 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
     ) -> std::result::Result<T, anyhow::Error> {
-        let store = Store::locked(&self.key)?;
+        self.change_in(&Store::locked(&self.key)?, edit, repair)
+    }
+
+    /// The same without waiting: `None` when another verb is under way, and nothing was done.
+    pub fn change_if_free<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
+    ) -> std::result::Result<Option<T>, anyhow::Error> {
+        match Store::locked_if_free(&self.key)? {
+            Some(store) => self.change_in(&store, edit, repair).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn change_in<T>(
+        &self,
+        store: &Store,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
+    ) -> std::result::Result<T, anyhow::Error> {
         let record = store.load()?;
         if !record.under_way.is_empty() {
             // Undoing is harmless for steps that were not begun, so all are undone.
@@ -161,7 +186,7 @@ impl Host {
             }
         }
         // The steps may have given the host addresses, or taken some.
-        sockets::refresh_locals(self).or_else(|error| self.take_back(steps).and(Err(error)))
+        sockets::refresh_locals(self).map(|_was_stale| ()).or_else(|error| self.take_back(steps).and(Err(error)))
     }
 
     /// Undoes steps, last first; goes on after an error, and reports the first.

@@ -14,6 +14,7 @@ pub mod host;
 pub mod link;
 pub mod mappings;
 pub mod maps;
+pub mod monitor;
 pub mod mounts;
 pub mod named;
 pub mod neighbour;

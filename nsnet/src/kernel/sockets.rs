@@ -20,6 +20,7 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
+use super::maps::gone;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
 pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
@@ -91,21 +92,34 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
     program.try_into().map_err(|_other_type| missing())
 }
 
-/// Tells the programs which addresses the host has now. Only what differs is written.
-pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
+/// Tells the programs which addresses the host has now. Only what differs is written. Whether anything did.
+///
+/// Needs no lock: whoever has written looks again, so the last to write has written what is.
+pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
+    const TURNS: usize = 10;
     if !host.dataplane.is_loaded() {
-        return Ok(());
+        return Ok(false);
     }
+    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
+    for turn in 0..TURNS {
+        let wanted = addresses(host)?;
+        let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
+        if wanted == known {
+            return Ok(turn > 0);
+        }
+        for ip in wanted.difference(&known) {
+            locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+        }
+        for ip in known.difference(&wanted) {
+            gone(locals.remove(ip), names::LOCALS)?;
+        }
+    }
+    Err(KernelError::refused("enter the addresses of the host", "they change all the time"))
+}
+
+/// What the programs are to know.
+fn addresses(host: &Host) -> Result<BTreeSet<IpAddress>> {
     let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
     // A link-local address says nothing without its link: a router elsewhere may have the same.
-    let wanted: BTreeSet<IpAddress> = addresses.filter(|ip| !ip.is_link_local_v6()).collect();
-    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
-    let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
-    for ip in wanted.difference(&known) {
-        locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
-    }
-    for ip in known.difference(&wanted) {
-        locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
-    }
-    Ok(())
+    Ok(addresses.filter(|ip| !ip.is_link_local_v6()).collect())
 }

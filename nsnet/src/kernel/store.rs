@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -51,14 +52,17 @@ impl Store {
 
     /// The file of `host`, held against all other verbs until dropped.
     pub fn locked(host: &str) -> Result<Self> {
-        fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
-        set_private(Path::new(RUN))?;
-        let path = Path::new(RUN).join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.doing(|| format!("open {}", path.display()))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))?;
+        let lock = lock(FlockArg::LockExclusive)?;
         Ok(Self { _lock: Some(lock), ..Self::read_only(host)? })
+    }
+
+    /// The same without waiting: `None` when another verb holds it.
+    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        match lock(FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Self { _lock: Some(lock), ..Self::read_only(host)? })),
+            Err(error) if error.errno() == Some(Errno::EWOULDBLOCK) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -98,6 +102,15 @@ impl Store {
     fn empty(&self) -> Record {
         Record { boot: self.boot.clone(), ..Record::default() }
     }
+}
+
+fn lock(how: FlockArg) -> Result<Flock<File>> {
+    fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
+    set_private(Path::new(RUN))?;
+    let path = Path::new(RUN).join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.doing(|| format!("open {}", path.display()))?;
+    Flock::lock(file, how).map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))
 }
 
 /// Root alone may look in: the pins below are the dataplane.
