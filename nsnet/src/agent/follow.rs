@@ -12,8 +12,9 @@ use anyhow::Result;
 use crate::kernel::host::Host;
 use crate::kernel::monitor::{Change, Subject};
 use crate::kernel::neighbour::{Neighbour, NeighbourState};
-use crate::kernel::{self, sockets, uplink};
-use crate::model::plan::Step;
+use crate::kernel::observe::Scope;
+use crate::kernel::{sockets, uplink};
+use crate::model::drift::Object;
 use crate::model::state::State;
 use crate::model::uplink::Uplink;
 
@@ -55,18 +56,14 @@ impl Follower {
         let kept = self.kept(host, &record.state)?;
         let mut wanted = record.state.clone();
         look_around(host, &mut wanted, &kept)?;
-        if wanted.uplinks != record.state.uplinks || !stale(host, &wanted)?.is_empty() {
+        let is_new = wanted.uplinks != record.state.uplinks;
+        if is_new || (host.dataplane.is_loaded() && is_stale(host, &wanted)?) {
             // Once more, now that nobody else changes anything.
-            let changed = host.change_if_free(
-                |state| {
-                    let before = state.uplinks.clone();
-                    look_around(host, state, &kept)?;
-                    Ok((before, state.uplinks.clone()))
-                },
-                |host, state, _| Ok(stale(host, state)?.into_iter().map(Step::AddUplink).collect()),
-            )?;
-            match changed {
-                Some((before, after)) => followed.news.extend(news(&before, &after)),
+            let edit = |state: &mut State| look_around(host, state, &kept);
+            let change =
+                host.change_if_free(edit, |state, ()| Scope::these(state.uplinks.iter().map(Object::uplink)))?;
+            match change {
+                Some(change) => followed.news.extend(news(&change.old.uplinks, &change.new.uplinks)),
                 None => followed.is_busy = true,
             }
         }
@@ -91,16 +88,15 @@ fn look_around(host: &Host, state: &mut State, kept: &HashSet<u32>) -> Result<()
     uplink::look_around_keeping(host, &state.networks.clone(), state, kept)
 }
 
-/// Uplinks of which the dataplane knows something else than is.
-fn stale(host: &Host, state: &State) -> kernel::error::Result<Vec<Uplink>> {
-    let mut stale = Vec::new();
+/// Whether the dataplane knows something else of an uplink than is. One that is gone is not brought up to date.
+fn is_stale(host: &Host, state: &State) -> Result<bool> {
     for uplink in &state.uplinks {
-        // One that is gone is not brought up to date.
-        if host.netlink.link_by_index(uplink.ifindex)?.is_some() && !uplink::faults(host, uplink)?.is_empty() {
-            stale.push(uplink.clone());
+        let is_there = host.netlink.link_by_index(uplink.ifindex)?.is_some();
+        if is_there && !uplink::differences(host, uplink)?.is_empty() {
+            return Ok(true);
         }
     }
-    Ok(stale)
+    Ok(false)
 }
 
 fn news(before: &[Uplink], after: &[Uplink]) -> Vec<String> {

@@ -238,6 +238,9 @@ impl Agent {
                 report.counts.repaired += checked.repaired.len() as u64;
                 report.counts.not_repaired += checked.failed.len() as u64;
                 checked.repaired.iter().for_each(|what| self.say(&format!("repaired: {what}")));
+                if let Some(delay) = checked.again {
+                    self.check.ask(now, delay + DEBOUNCE);
+                }
                 checked.failed.iter().for_each(|what| self.say(&format!("cannot repair: {what}")));
                 if checked.is_busy {
                     report.counts.busy += 1;

@@ -7,15 +7,15 @@ use serde_json::json;
 use super::Answer;
 use super::output::{self, Format, Table, with_progress};
 use crate::kernel::host::Host;
-use crate::kernel::observe;
+use crate::kernel::observe::{self, Scope};
 use crate::model::state::State;
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
     let state = host.state()?;
-    let drift = with_progress("comparing with the kernel", || observe::drift(host, &state))?;
+    let drift = with_progress("comparing with the kernel", || observe::drift(host, &state, &Scope::Everything))?;
     let mut table = Table::new(&["object", "drift"]);
-    for drift in &drift {
-        table.row([json!(drift.object), json!(drift.what)]);
+    for (object, difference) in drift.iter().flat_map(|drift| drift.differences.iter().map(|d| (&drift.object, d))) {
+        table.row([json!(object.to_string()), json!(difference.to_string())]);
     }
     let loaded = host.dataplane.is_loaded();
     match format {

@@ -20,7 +20,7 @@ use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netns::NetNs;
-use super::sockets;
+use super::{sockets, stages};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -71,11 +71,20 @@ impl Dataplane {
         self.root.join("programs").join(names::FROM_NAMESPACE).exists()
     }
 
-    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
+    /// The pins that are not there, below the host's folder.
+    pub fn missing_pins(&self) -> Vec<String> {
+        let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
+        programs.chain(maps).filter(|pin| !self.root.join(pin).exists()).collect()
+    }
+
+    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again only mends what is
+    /// wrong: where a pin is gone all goes, because programs that are loaded anew do not know the old maps.
     pub fn load(&self, features: Features) -> Result<()> {
-        if self.is_loaded() {
-            return Ok(());
+        if self.missing_pins().is_empty() {
+            return if stages::differences(self)?.is_empty() { Ok(()) } else { stages::mend(self) };
         }
+        remove_pins(&self.root)?;
         let mut ebpf = open_object(features)?;
         // A name in a bpffs has no dots.
         let draft = PathBuf::from(format!("{}_new", self.root.display()));
@@ -123,16 +132,22 @@ impl Dataplane {
         self.root.join("links").join(port.0.to_string())
     }
 
-    /// A loaded program.
-    pub(crate) fn program(&self, name: &str) -> Result<SchedClassifier> {
-        let path = self.root.join("programs").join(name);
-        SchedClassifier::from_pin(&path).map_err(|error| refused(format!("open program {name}"), error))
+    /// The ports that a link is pinned for.
+    pub(super) fn linked_ports(&self) -> Vec<PortId> {
+        let entries = fs::read_dir(self.root.join("links")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(PortId)).collect()
+    }
+
+    /// A pinned program.
+    pub(super) fn pinned(&self, name: &str) -> Result<SchedClassifier> {
+        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
+        program.map_err(|error| refused(format!("open program {name}"), error))
     }
 
     /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx.
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
         let what = || format!("attach {} to {interface}", hook.program());
-        let mut program = self.program(hook.program())?;
+        let mut program = self.pinned(hook.program())?;
         self.detach(port)?;
         let link = put_on(&mut program, features, interface, hook)?;
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
@@ -172,7 +187,7 @@ impl Dataplane {
 
     /// The kernel's description of a loaded program.
     pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
-        let info = self.program(name)?.info();
+        let info = self.pinned(name)?.info();
         info.map_err(|error| refused(format!("read the description of program {name}"), error))
     }
 
@@ -185,7 +200,7 @@ impl Dataplane {
         if PinnedLink::from_pin(self.link_path(port)).is_err() {
             return Ok(false);
         }
-        let program = self.program(hook.program())?;
+        let program = self.pinned(hook.program())?;
         let ours = program.info().map_err(|error| refused("read a program's description", error))?.id();
         match SchedClassifier::query_tcx(interface, hook.attach_type()) {
             Ok((_revision, programs)) => Ok(programs.iter().any(|program| program.id() == ours)),

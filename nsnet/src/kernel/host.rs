@@ -10,14 +10,31 @@ use super::maps::Maps;
 use super::mounts;
 use super::netlink::Netlink;
 use super::netns::NetNs;
+use super::observe::{self, Scope};
 use super::place::{self, Place};
 use super::reserved;
 use super::sockets;
 use super::steps;
 use super::store::{BPFFS, Record, Store};
 use super::uplink;
+use crate::model::drift::Drift;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
+
+/// A change of the state, and what it takes.
+#[derive(Debug)]
+pub struct Change<T> {
+    /// What the edit answered.
+    pub answer: T,
+    /// The state before.
+    pub old: State,
+    /// The state after.
+    pub new: State,
+    /// What was not as the state before has it.
+    pub drift: Vec<Drift>,
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+}
 
 /// One host.
 #[derive(Debug)]
@@ -100,28 +117,27 @@ impl Host {
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
     ) -> std::result::Result<T, anyhow::Error> {
-        self.change_and_repair(edit, |_host, _state, _answer| Ok(Vec::new()))
+        self.change_and_repair(edit, |_state, _answer| Scope::Nothing).map(|change| change.answer)
     }
 
-    /// The same, for a verb that also mends what it finds broken.
-    ///
-    /// `repair` tells of objects that are in both states but not as they should be in the kernel: they are made anew.
+    /// The same; and what is in the scope that `look` tells, was there before and is not as it should be in the kernel,
+    /// is put right.
     pub fn change_and_repair<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
-        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
-    ) -> std::result::Result<T, anyhow::Error> {
-        self.change_in(&Store::locked(&self.key)?, edit, repair)
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.change_in(&Store::locked(&self.key)?, edit, look)
     }
 
     /// The same without waiting: `None` when another verb is under way, and nothing was done.
     pub fn change_if_free<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
-        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
-    ) -> std::result::Result<Option<T>, anyhow::Error> {
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
         match Store::locked_if_free(&self.key)? {
-            Some(store) => self.change_in(&store, edit, repair).map(Some),
+            Some(store) => self.change_in(&store, edit, look).map(Some),
             None => Ok(None),
         }
     }
@@ -130,8 +146,8 @@ impl Host {
         &self,
         store: &Store,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
-        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
-    ) -> std::result::Result<T, anyhow::Error> {
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let record = store.load()?;
         if !record.under_way.is_empty() {
             // Undoing is harmless for steps that were not begun, so all are undone.
@@ -139,32 +155,64 @@ impl Host {
             store.save(&record.state, &[])?;
             undone?;
         }
-        let old = record.state;
+        let change = self.prepare(record.state, edit, look)?;
+        if change.steps.is_empty() {
+            if change.new != change.old {
+                store.save(&change.new, &[])?;
+            }
+            return Ok(change);
+        }
+        store.save(&change.old, &change.steps)?;
+        let outcome = self.carry_out(&change.steps);
+        store.save(if outcome.is_ok() { &change.new } else { &change.old }, &[])?;
+        outcome.map(|()| change).map_err(Into::into)
+    }
+
+    /// What such a change would do. Nothing is changed; what would be refused is refused.
+    pub fn preview<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.prepare(self.state()?, edit, look)
+    }
+
+    /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
+    /// when nothing differs. What cannot be put right is told by `status` again.
+    pub fn repair(&self) -> std::result::Result<Change<()>, anyhow::Error> {
+        self.change_and_repair(|_state| Ok(()), |_state, ()| Scope::Everything)
+    }
+
+    fn prepare<T>(
+        &self,
+        old: State,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let mut new = old.clone();
         let answer = edit(&mut new)?;
-        if new.networks != old.networks {
+        let scope = look(&new, &answer);
+        // Interfaces of the host's may have come and gone.
+        if new.networks != old.networks || matches!(scope, Scope::Everything) {
             uplink::look_around(self, &old.networks, &mut new)?;
         }
         reserved::note_before(&mut new)?;
-        let mut steps = plan(&old, &new);
-        steps.extend(repair(self, &new, &answer)?);
-        if steps.is_empty() {
-            if new != old {
-                store.save(&new, &[])?;
-            }
-            return Ok(answer);
-        }
+        let drift = observe::drift(self, &old, &scope)?;
+        let steps = plan(&old, &new, &drift);
         self.check_possible(&steps)?;
-        store.save(&old, &steps)?;
-        let outcome = self.carry_out(&steps);
-        store.save(if outcome.is_ok() { &new } else { &old }, &[])?;
-        outcome.map(|()| answer).map_err(Into::into)
+        Ok(Change { answer, old, new, drift, steps })
     }
 
     /// Nothing is changed before it is known that it can be done.
     fn check_possible(&self, steps: &[Step]) -> Result<()> {
-        let loads = steps.contains(&Step::LoadDataplane) && !mounts::is_bpffs(Path::new(BPFFS)).unwrap_or(false);
-        let mounts = steps.iter().any(|step| matches!(step, Step::AddNamespace(_)));
+        let has = |is_meant: fn(&Step) -> bool| steps.iter().any(|step| is_meant(step.inner()));
+        let loads = has(|step| *step == Step::LoadDataplane);
+        if !loads && !self.dataplane.is_loaded() && has(needs_the_dataplane) {
+            let why = "programs and maps are not loaded any more";
+            return Err(KernelError::refused("change the dataplane", why).with_remedy("`nsnet apply` brings them back"));
+        }
+        let loads = loads && !mounts::is_bpffs(Path::new(BPFFS)).unwrap_or(false);
+        let mounts = has(|step| matches!(step, Step::AddNamespace(_)));
         if loads || mounts {
             self.check_mounts_last(if mounts { "make a namespace" } else { "mount the pins' file system" })?;
         }
@@ -193,11 +241,16 @@ impl Host {
     fn take_back(&self, steps: &[Step]) -> Result<()> {
         let mut first = Ok(());
         for step in steps.iter().rev() {
-            let undone = steps::carry_out(self, &step.undo());
+            let undone = step.undo().map_or(Ok(()), |undo| steps::carry_out(self, &undo));
             if first.is_ok() {
                 first = undone;
             }
         }
         first
     }
+}
+
+/// Whether a step enters something into the dataplane, or puts a program somewhere.
+fn needs_the_dataplane(step: &Step) -> bool {
+    matches!(step, Step::AddNetwork(_) | Step::Attach(..) | Step::AddPublish(_))
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -21,6 +22,7 @@ use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
 use super::maps::gone;
+use crate::model::drift::Difference;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
 pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
@@ -100,7 +102,7 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
     if !host.dataplane.is_loaded() {
         return Ok(false);
     }
-    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
+    let mut locals = locals(host)?;
     for turn in 0..TURNS {
         let wanted = addresses(host)?;
         let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
@@ -117,9 +119,20 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
     Err(KernelError::refused("enter the addresses of the host", "they change all the time"))
 }
 
-/// What the programs are to know.
+/// Where the programs know other addresses than the host has now.
+pub(crate) fn local_differences(host: &Host) -> Result<Vec<Difference>> {
+    let (known, wanted): (BTreeSet<IpAddress>, _) = (locals(host)?.keys().flatten().collect(), addresses(host)?);
+    let lost = wanted.difference(&known).map(|ip| Difference::lacks("entry of address", IpAddr::from(*ip)));
+    let stale = known.difference(&wanted).map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)));
+    Ok(lost.chain(stale).collect())
+}
+
+fn locals(host: &Host) -> Result<HashMap<MapData, IpAddress, u8>> {
+    host.maps().open(names::LOCALS, Map::HashMap)
+}
+
+/// The host's addresses. A link-local one says nothing without its link: a router elsewhere may have the same.
 fn addresses(host: &Host) -> Result<BTreeSet<IpAddress>> {
     let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
-    // A link-local address says nothing without its link: a router elsewhere may have the same.
     Ok(addresses.filter(|ip| !ip.is_link_local_v6()).collect())
 }

@@ -178,7 +178,7 @@ struct Broom(Option<SchedClassifier>);
 impl Broom {
     /// That of a loaded dataplane; one that was loaded by an older nsnet may have none.
     fn of(dataplane: &Dataplane) -> Self {
-        Self(dataplane.program(names::SWEPT).ok())
+        Self(dataplane.pinned(names::SWEPT).ok())
     }
 
     /// Whether it was dead still, and is ended.

@@ -1,5 +1,6 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
+pub mod drift;
 pub mod edit;
 pub mod flow;
 pub mod ipam;
