@@ -11,7 +11,7 @@
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{
     About, Flow, FlowKey, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId, QUARANTINE,
-    flow_flags,
+    Usage, flow_flags,
 };
 use crate::scratch::Scratch;
 use crate::tables::{Age, FlowEntry, Inserted, Tables};
@@ -69,6 +69,20 @@ fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) {
     }
 }
 
+/// Ends the flow of packets of this tuple, if it is in the tables of that age and neither direction lives. Whether it was.
+#[inline(never)]
+pub fn end_if_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
+    let (mut flow, now) = (Flow::EMPTY, tables.seconds());
+    let Some(entry) = tables.flow(age, key) else { return false };
+    entry.read(&mut flow);
+    let answered = tables.flow(age, &flow.other_key(key));
+    if flow.about.is_alive(now) || answered.is_some_and(|other| other.about().is_alive(now)) {
+        return false;
+    }
+    end(key, &flow, age, tables);
+    true
+}
+
 /// Ends a flow, both directions.
 #[inline(never)]
 pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
@@ -81,14 +95,8 @@ pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
     tables.remove_flow(age, answers);
     if was_there && age == Age::Grown {
         tables.add_usage(owner, -1, if flow.about.has(flow_flags::POOLED) { -1 } else { 0 });
-        tables.add_usage(total(is_v4), -1, 0);
+        tables.add_usage(Usage::total(is_v4), -1, 0);
     }
-}
-
-/// Where all flows of a family are counted: slots of the usage table that no port has.
-#[inline(always)]
-fn total(is_v4: bool) -> PortId {
-    if is_v4 { PortId::NONE } else { PortId(crate::layout::MAX_PORTS as u16 - 1) }
 }
 
 /// Whether one more flow may be opened by `owner`.
@@ -99,7 +107,7 @@ pub fn check_quota(owner: PortId, limit: u32, is_v4: bool, tables: impl Tables) 
         return Err(DropReason::FlowQuota);
     }
     let room = i64::from(if is_v4 { MAX_FLOWS_V4 } else { MAX_FLOWS_V6 });
-    if tables.usage(total(is_v4)).flows as i64 >= room { Err(DropReason::TableFull) } else { Ok(()) }
+    if tables.usage(Usage::total(is_v4)).flows as i64 >= room { Err(DropReason::TableFull) } else { Ok(()) }
 }
 
 /// What a packet does to its flow.
@@ -254,7 +262,7 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
         return;
     }
     tables.add_usage(owner, 1, if flow.about.has(flow_flags::POOLED) { 1 } else { 0 });
-    tables.add_usage(total(key.is_v4()), 1, 0);
+    tables.add_usage(Usage::total(key.is_v4()), 1, 0);
     tables.remove_flow(Age::Young, key);
     tables.remove_flow(Age::Young, &other_key);
 }

@@ -405,6 +405,10 @@ impl<'a> Tables for &'a MemoryTables {
         self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        self.fragments.borrow_mut().remove(key).is_some()
+    }
+
     fn holding(&self, port: PortId) -> Holding {
         self.holding.borrow().get(&port).copied().unwrap_or_default()
     }

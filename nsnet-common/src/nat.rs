@@ -11,7 +11,7 @@
 
 use crate::conntrack::{self, Pair, first_timeout};
 use crate::layout::{
-    Flow, FlowKey, Mapping, MappingKey, NetworkId, Policy, PortId, QUARANTINE, flow_flags, policy_flags,
+    Flow, FlowKey, Mapping, MappingKey, NetworkId, Policy, PortId, QUARANTINE, flow_flags, mapping_kinds, policy_flags,
 };
 use crate::open::Lead;
 use crate::scratch::Scratch;
@@ -352,6 +352,36 @@ fn unmap(inside: &MappingKey, known: &Mapping, tables: impl Tables) {
     if is_its && tables.remove_mapping(&outside) {
         tables.add_usage(known.owner, 0, -1);
     }
+}
+
+/// Ends a mapping of which `key` is a half, unless one of the halves lives; or a note that is dead. Whether it did.
+#[inline(never)]
+pub fn end_dead(key: &MappingKey, tables: impl Tables) -> bool {
+    let now = tables.seconds();
+    let Some(known) = tables.mapping(key).filter(|known| !known.is_alive(now)) else { return false };
+    if key.kind != mapping_kinds::ENDPOINT {
+        return tables.remove_mapping(key);
+    }
+    let is_outer = key.side == NetworkId::OUTSIDE;
+    // An owner that is gone has left nothing inside.
+    let inside = if is_outer { tables.port(known.owner).map(|owner| owner.network()) } else { None };
+    let side = inside.unwrap_or(NetworkId::OUTSIDE);
+    let other_key = MappingKey::new(side, IpProtocol(key.protocol), known.ip, known.port);
+    let other = tables.mapping(&other_key).filter(|other| (other.ip, other.port) == (key.ip, key.port));
+    if other.is_some_and(|other| other.is_alive(now)) {
+        return false;
+    }
+    let (inner, outer) = if is_outer { (&other_key, key) } else { (key, &other_key) };
+    let has_inner = !is_outer || other.is_some();
+    let has_outer = is_outer || other.is_some();
+    // The inner half first: a flow that begins meanwhile makes a mapping of its own, rather than use a port that is about
+    // to be free.
+    let was_inside = has_inner && tables.remove_mapping(inner);
+    let was_outside = has_outer && tables.remove_mapping(outer);
+    if was_outside {
+        tables.add_usage(known.owner, 0, -1);
+    }
+    was_inside || was_outside
 }
 
 /// The inside endpoint that the receiver of such packets is mapped to.

@@ -279,6 +279,9 @@ pub trait Tables: Copy {
     /// Remembers what the first fragment of a packet says.
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
 
+    /// Forgets what the first fragment of a packet said; `false` when it was forgotten already.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool;
+
     /// What has come by a port and waits for a first fragment.
     fn holding(&self, port: PortId) -> Holding;
 

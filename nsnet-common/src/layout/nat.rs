@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{NetworkId, PortId};
+use super::{MAX_PORTS, NetworkId, PortId};
 use crate::wire::{IpAddress, IpProtocol};
 
 /// Endpoints with a mapping (RFC 4787 section 4.1) on one host; each has two entries.
@@ -257,6 +257,14 @@ pub struct Usage {
     pub flows: u64,
     /// Ports.
     pub ports: u64,
+}
+
+impl Usage {
+    /// Where all established flows of a family are counted: places of the table that no port has.
+    #[inline(always)]
+    pub const fn total(is_v4: bool) -> PortId {
+        if is_v4 { PortId::NONE } else { PortId(MAX_PORTS as u16 - 1) }
+    }
 }
 
 /// The prefix lengths (in the key's bits) and first ports of the prefixes that make up a range.

@@ -387,6 +387,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        FRAGMENTS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
     fn holding(&self, port: PortId) -> Holding {
         HOLDING.get(u32::from(port.0)).copied().unwrap_or_default()
     }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use nsnet_common::layout::FlowState;
 use nsnet_common::wire::{IpProtocol, Mac};
 
+use super::agent::AgentArgs;
 use super::explain::ExplainArgs;
 use super::output::Format;
 use crate::model::edit::MTU_IPV4;
@@ -88,6 +89,8 @@ pub(super) enum Command {
     Status,
     /// Take down everything that nsnet made on this host
     Down,
+    /// Look after the dataplane: follow uplinks, repair, sweep, serve metrics and health; nothing depends on it
+    Agent(AgentArgs),
     /// What this kernel can do, what is missing, and what is used instead
     Doctor,
     /// Print what the programs log, until interrupted (development builds only)

@@ -1,5 +1,6 @@
 //! What the user types: one function for each verb.
 
+mod agent;
 mod args;
 mod attach;
 mod bypassed;
@@ -78,6 +79,7 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
+        Command::Agent(args) => agent::agent(host()?, format, args),
         // These come without: one looks why there may be no host, the other makes one of its own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
         Command::Demo(args) => demo::demo(format, args),

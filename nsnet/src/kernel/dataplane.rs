@@ -221,8 +221,8 @@ impl Dataplane {
         Ok(self.program_info(name)?.id())
     }
 
-    /// What the kernel tells of a loaded program.
-    pub(super) fn program_info(&self, name: &str) -> Result<ProgramInfo> {
+    /// The kernel's description of a loaded program.
+    pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
         let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
         let info = program.and_then(|program| program.info());
         info.map_err(|error| refused(format!("read the description of program {name}"), error))

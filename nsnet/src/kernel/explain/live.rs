@@ -384,6 +384,11 @@ impl<'a> Tables for &'a Live<'_> {
         (&self.memory).fragment(key)
     }
 
+    // Only a process that sweeps asks for it.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        (&self.memory).forget_fragment(key)
+    }
+
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         self.fetch_fragment(key);
         (&self.memory).set_fragment(key, fragment);

@@ -326,6 +326,10 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         found
     }
 
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        self.tables.forget_fragment(key)
+    }
+
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         self.changed(Change::Fragment(*key, *fragment));
         self.tables.set_fragment(key, fragment);
