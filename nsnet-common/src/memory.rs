@@ -59,6 +59,8 @@ pub struct MemoryTables {
     pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
     /// Mapped endpoints.
     pub mappings: RefCell<BTreeMap<MappingKey, Mapping>>,
+    /// Endpoints that are locked.
+    pub locks: RefCell<HashSet<MappingKey>>,
     /// What each port holds.
     pub usage: RefCell<BTreeMap<PortId, Usage>>,
     /// Published entries by their place.
@@ -306,25 +308,15 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn reclaim(&self, table: Reclaim) {
-        let now = self.seconds();
         if table == Reclaim::Mappings {
-            let dead = |_: &MappingKey, mapping: &mut Mapping| !mapping.is_alive(now);
-            for (key, mapping) in self.mappings.borrow_mut().extract_if(.., dead) {
-                self.add_usage(mapping.owner, 0, if key.side == NetworkId::OUTSIDE { -1 } else { 0 });
-            }
+            let keys: Vec<MappingKey> = self.mappings.borrow().keys().copied().collect();
+            keys.iter().for_each(|key| crate::nat::forget_dead(key, *self));
             return;
         }
-        let is_dead =
-            |key: &FlowKey, flow: &Flow| key.is_v4() == (table == Reclaim::Flows4) && !flow.about.is_alive(now);
-        let dead: Vec<(FlowKey, Flow)> = self
-            .flows
-            .borrow()
-            .iter()
-            .filter(|(key, flow)| is_dead(key, flow))
-            .map(|(key, flow)| (*key, *flow))
-            .collect();
-        for (key, flow) in dead {
-            crate::conntrack::end(&key, &flow, Age::Grown, *self);
+        let is_of_it = |key: &&FlowKey| key.is_v4() == (table == Reclaim::Flows4);
+        let keys: Vec<FlowKey> = self.flows.borrow().keys().filter(is_of_it).copied().collect();
+        for key in keys {
+            crate::conntrack::end_dead(&key, Age::Grown, *self);
         }
     }
 
@@ -344,6 +336,14 @@ impl<'a> Tables for &'a MemoryTables {
 
     fn remove_mapping(&self, key: &MappingKey) -> bool {
         self.mappings.borrow_mut().remove(key).is_some()
+    }
+
+    fn lock(&self, key: &MappingKey) -> bool {
+        self.locks.borrow_mut().insert(*key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        self.locks.borrow_mut().remove(key);
     }
 
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {

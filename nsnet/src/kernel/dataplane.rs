@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
@@ -311,10 +311,23 @@ fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
         .load(OBJECT)
         .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
     for name in names::PROGRAMS {
-        program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
+        load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
     }
     connect_stages(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Has the verifier look at a program; again when a signal has interrupted it (EAGAIN, `do_check()` in
+/// kernel/bpf/verifier.c).
+fn load(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(error) if io_errno(&error) == Some(Errno::EAGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    program.load()
 }
 
 /// Enters the programs that others call where those look for them.
