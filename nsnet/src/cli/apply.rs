@@ -98,6 +98,9 @@ pub(super) fn plan(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answ
         host.preview(|state| declare(host, state, wanted), |_state, ()| Scope::Everything)
     })?;
     host.check(&change.steps)?;
+    if let Some(disorder) = host.disorder()? {
+        output::note(&disorder);
+    }
     print(format, &change, ["nothing to do", "to add", "to change", "to remove"])?;
     Ok(ExitCode::SUCCESS)
 }
@@ -129,9 +132,6 @@ pub(super) fn schema() -> Answer {
 
 fn print(format: Format, change: &Change<()>, words: [&str; 4]) -> io::Result<()> {
     let [nothing, added, changed, removed] = words;
-    if !change.cut_off.is_empty() {
-        output::note("a verb was cut off before: what it did is taken back first");
-    }
     let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
     match format {
         Format::Json => output::print_json(&json!({ "steps": to_json(&changes) })),

@@ -51,10 +51,9 @@ fn add(host: &Host, format: Format, request: &NetworkRequest) -> Answer {
     for warning in network.outside.warnings() {
         output::note(&warning);
     }
-    let state = host.state()?;
-    output::print_one(format, &table(&state, [&network]))?;
+    output::print_one(format, &table(&change.new, [&network]))?;
     if loads {
-        bypassed::tell(&state);
+        bypassed::tell(&change.new);
     }
     Ok(ExitCode::SUCCESS)
 }

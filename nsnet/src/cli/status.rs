@@ -10,20 +10,19 @@ use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::model::diff::diff;
 use crate::model::drift::Drift;
-use crate::model::state::State;
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
     let change =
         with_progress("comparing with the kernel", || host.preview(|_state| Ok(()), |_state, ()| Scope::Everything))?;
     let state = &change.old;
     let mut table = Table::new(&["object", "drift"]);
+    if let Some(disorder) = host.disorder()? {
+        table.row([json!("state"), json!(disorder)]);
+    }
     for Drift { object, differences } in &change.drift {
         for difference in differences {
             table.row([json!(object.to_string()), json!(difference.to_string())]);
         }
-    }
-    for step in &change.cut_off {
-        table.row([json!(step.object().to_string()), json!(format!("a verb was cut off that was to {step}"))]);
     }
     let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
     let is_well = table.is_empty() && changes.is_empty();
@@ -70,11 +69,6 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
 }
 
 pub(super) fn down(host: &Host) -> Answer {
-    with_progress("taking everything down", || {
-        host.change(|state| {
-            *state = State::default();
-            Ok(())
-        })
-    })?;
+    with_progress("taking everything down", || host.down())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,18 +1,17 @@
-//! Locks on files, under which verbs take their turns.
+//! Locks on files, under which verbs take their turns. A lock ends when its file is closed.
 
-use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use nix::sys::stat::{major, minor};
 
-use super::error::{Doing as _, KernelError, Result, printable};
+use super::error::{Doing as _, Result, printable};
 
 /// Who waits longer is told for whom.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -20,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Held until dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: Flock<File>,
+    _file: File,
     sharing: Sharing,
 }
 
@@ -37,32 +36,23 @@ impl Lock {
     /// Waits until it is to be had; `None` when it is shared and there is no such file: nobody has changed anything yet.
     /// `on_wait` is told, once, when that takes over a second.
     pub(super) fn taken(path: &Path, sharing: Sharing, on_wait: fn(&str)) -> Result<Option<Self>> {
-        let (at_once, in_turn) = match sharing {
-            Sharing::Alone => (FlockArg::LockExclusiveNonblock, FlockArg::LockExclusive),
-            Sharing::WithReaders => (FlockArg::LockSharedNonblock, FlockArg::LockShared),
-        };
         loop {
             let Some(file) = open(path, sharing)? else { return Ok(None) };
-            let file = match Flock::lock(file, at_once) {
-                Ok(file) => file,
-                Err((file, Errno::EWOULDBLOCK)) => wait(file, in_turn, path, on_wait)?,
-                Err((_file, errno)) => return Err(failed(path, errno)),
-            };
+            if !try_lock(&file, sharing).doing(|| format!("lock {}", path.display()))? {
+                wait(&file, sharing, path, on_wait).doing(|| format!("lock {}", path.display()))?;
+            }
             if is_still(&file, path)? {
                 return Ok(Some(Self { _file: file, sharing }));
             }
         }
     }
 
-    /// The lock alone, without waiting; `None` when somebody has it.
-    pub(super) fn if_free(path: &Path) -> Result<Option<Self>> {
-        let Some(file) = open(path, Sharing::Alone)? else { return Ok(None) };
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            // The one who had it took it away just now.
-            Ok(file) => Ok(is_still(&file, path)?.then_some(Self { _file: file, sharing: Sharing::Alone })),
-            Err((_file, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_file, errno)) => Err(failed(path, errno)),
-        }
+    /// The same without waiting; `None` too when somebody has it.
+    pub(super) fn if_free(path: &Path, sharing: Sharing) -> Result<Option<Self>> {
+        let Some(file) = open(path, sharing)? else { return Ok(None) };
+        // Else the one who had it took it away just now.
+        let is_had = try_lock(&file, sharing).doing(|| format!("lock {}", path.display()))? && is_still(&file, path)?;
+        Ok(is_had.then_some(Self { _file: file, sharing }))
     }
 
     /// Whether nobody shares it.
@@ -72,11 +62,54 @@ impl Lock {
 }
 
 fn open(path: &Path, sharing: Sharing) -> Result<Option<File>> {
-    let file = File::options().read(true).write(true).create(sharing == Sharing::Alone).truncate(false).open(path);
-    match file {
+    let mut options = OpenOptions::new();
+    // Nobody but root reads it, and nobody leads us elsewhere.
+    options.write(true).create(sharing == Sharing::Alone).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    match options.open(path) {
         Err(error) if sharing == Sharing::WithReaders && error.kind() == ErrorKind::NotFound => Ok(None),
         file => file.map(Some).doing(|| format!("open {}", path.display())),
     }
+}
+
+fn try_lock(file: &File, sharing: Sharing) -> io::Result<bool> {
+    let tried = match sharing {
+        Sharing::Alone => file.try_lock(),
+        Sharing::WithReaders => file.try_lock_shared(),
+    };
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Waits for a lock. A signal is no reason to end the wait.
+pub(super) fn in_turn(file: &File, sharing: Sharing) -> io::Result<()> {
+    loop {
+        let locked = match sharing {
+            Sharing::Alone => file.lock(),
+            Sharing::WithReaders => file.lock_shared(),
+        };
+        match locked {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn wait(file: &File, sharing: Sharing, path: &Path, on_wait: fn(&str)) -> io::Result<()> {
+    let (done, is_done) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                on_wait(&format!("waiting for {}", holder(path)));
+            }
+        });
+        let taken = in_turn(file, sharing);
+        // The watcher's wait ends with it.
+        drop(done);
+        taken
+    })
 }
 
 /// Whether the file that is locked is the one of that name: the last owner may have removed it.
@@ -88,25 +121,6 @@ fn is_still(file: &File, path: &Path) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).doing(what),
     }
-}
-
-fn wait(file: File, in_turn: FlockArg, path: &Path, on_wait: fn(&str)) -> Result<Flock<File>> {
-    let (done, is_done) = mpsc::channel::<()>();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                on_wait(&format!("waiting for {}", holder(path)));
-            }
-        });
-        let taken = Flock::lock(file, in_turn);
-        // The watcher's wait ends with it.
-        drop(done);
-        taken.map_err(|(_file, errno)| failed(path, errno))
-    })
-}
-
-fn failed(path: &Path, errno: Errno) -> KernelError {
-    KernelError::new(format!("lock {}", path.display()), errno)
 }
 
 /// Who has the lock, in words.
@@ -145,14 +159,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let taken = |sharing| Lock::taken(&path, sharing, |_what| ()).unwrap();
+        let is_free = || Lock::if_free(&path, Sharing::Alone).unwrap().is_some();
         assert!(taken(Sharing::WithReaders).is_none(), "nobody has changed anything yet");
         let alone = taken(Sharing::Alone);
-        assert!(alone.is_some() && Lock::if_free(&path).unwrap().is_none());
+        assert!(alone.is_some() && !is_free());
         drop(alone);
         let readers = [taken(Sharing::WithReaders), taken(Sharing::WithReaders)];
-        assert!(readers.iter().all(Option::is_some) && Lock::if_free(&path).unwrap().is_none());
+        assert!(readers.iter().all(Option::is_some) && !is_free());
+        assert!(Lock::if_free(&path, Sharing::WithReaders).unwrap().is_some());
         drop(readers);
-        assert!(Lock::if_free(&path).unwrap().is_some());
+        assert!(is_free());
     }
 
     #[test]
@@ -166,7 +182,8 @@ mod tests {
             fs::remove_file(&path).unwrap();
             drop(first);
             let second = waiting.join().unwrap();
-            assert!(second.is_some() && Lock::if_free(&path).unwrap().is_none(), "it has the file that is there");
+            let is_held = Lock::if_free(&path, Sharing::Alone).unwrap().is_none();
+            assert!(second.is_some() && is_held, "it has the file that is there");
         });
     }
 

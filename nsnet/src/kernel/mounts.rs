@@ -6,11 +6,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::{Doing, KernelError, Result};
+use super::lock::{Sharing, in_turn};
 
 /// Whether `path` is in a BPF file system; `Ok(false)` too when it does not exist.
 pub fn is_bpffs(path: &Path) -> Result<bool> {
@@ -39,7 +39,7 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool> {
     }
     // Of two hosts that mount it at once, the second would hide the pins of the first.
     let parent = File::open(path.parent().unwrap_or(path)).doing(what)?;
-    let _lock = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_file, errno)| errno).doing(what)?;
+    in_turn(&parent, Sharing::Alone).doing(what)?;
     if is_bpffs(path)? {
         return Ok(false);
     }

@@ -16,7 +16,7 @@ use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::publish::PublishMaps;
 use super::route::Route as KernelRoute;
-use super::steps::{entry, host_entry, with_prefix};
+use super::steps::{entry, host_entry, overlap, with_prefix};
 use super::{policy, reserved, sockets, stages, strays, uplink};
 use crate::model::drift::{Difference, Drift, Object};
 use crate::model::name::{Name, unused_end};
@@ -28,7 +28,7 @@ use interfaces::{Expected, Interfaces};
 pub enum Scope {
     /// Nothing: the kernel is thought to be as it was left.
     Nothing,
-    /// These objects, as far as they are in the state.
+    /// These objects, as far as they are in the state, or left over beside it.
     These(HashSet<Object>),
     /// All that is in the state, and what is left over beside it.
     Everything,
@@ -38,6 +38,15 @@ impl Scope {
     /// These objects.
     pub fn these(objects: impl IntoIterator<Item = Object>) -> Self {
         Self::These(objects.into_iter().collect())
+    }
+
+    /// Whether it has something that is left over.
+    fn has_strays(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::These(objects) => objects.iter().any(|object| matches!(object, Object::Stray(_))),
+            Self::Everything => true,
+        }
     }
 
     fn has(&self, object: &Object) -> bool {
@@ -54,7 +63,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
     if matches!(scope, Scope::Nothing) {
         return Ok(Vec::new());
     }
-    let missing = host.dataplane.missing_pins();
+    let missing = host.dataplane.missing_pins()?;
     let mut look = Look {
         host,
         scope,
@@ -64,7 +73,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         found: Vec::new(),
     };
     for name in state.namespaces.keys() {
-        look.at(Object::Namespace(name.clone()), |_look| Ok(namespace(name)))?;
+        look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
     look.at(Object::Dataplane, |look| look.dataplane(state, missing))?;
     look.at_host(state)?;
@@ -83,9 +92,9 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         look.at(Object::route(route), |look| look.route(route))?;
     }
     look.at_publishes(state)?;
-    if matches!(scope, Scope::Everything) {
+    if scope.has_strays() {
         for (stray, difference) in strays::find(host, state, look.is_whole)? {
-            look.found.push(Drift { object: Object::Stray(stray), differences: vec![difference] });
+            look.at(Object::Stray(stray), |_look| Ok(vec![difference]))?;
         }
     }
     Ok(look.found)
@@ -139,6 +148,7 @@ impl Look<'_> {
                 Ok((!is_there).then(|| Difference::missing("an uplink that a network names")).into_iter().collect())
             })?;
         }
+        self.overlaps(state)?;
         if self.is_whole {
             self.at(Object::Pools, |_look| policy::pool_differences(host, state))?;
             self.at(Object::Locals, |_look| sockets::local_differences(host))?;
@@ -146,12 +156,29 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// What the host has come to reach otherwise since a network was made, which was checked then.
+    fn overlaps(&mut self, state: &State) -> Result<()> {
+        if state.networks.is_empty() {
+            return Ok(());
+        }
+        let (addresses, routes) = (self.host.netlink.all_addresses()?, self.host.netlink.routes()?);
+        for network in state.networks.values() {
+            self.at(Object::OfHost(format!("way to network {}", network.name)), |_look| {
+                let other = overlap(network, &addresses, &routes);
+                let extra = |(subnet, other)| Difference::extra(format_args!("overlap of subnet {subnet} and"), other);
+                Ok(other.map(extra).into_iter().collect())
+            })?;
+        }
+        Ok(())
+    }
+
     fn dataplane(&self, state: &State, missing: Vec<String>) -> Result<Vec<Difference>> {
         if state.networks.is_empty() {
-            let is_there = self.host.dataplane.is_loaded();
+            // Without any state, it is the file that is missing ([`Host::disorder`]).
+            let is_there = !state.is_empty() && self.host.dataplane.loaded()?;
             return Ok(is_there.then(|| Difference::extra("programs", "without a network")).into_iter().collect());
         }
-        if !self.host.dataplane.is_loaded() {
+        if !self.host.dataplane.loaded()? {
             return Ok(vec![Difference::missing("programs and maps:")]);
         }
         if !missing.is_empty() {
@@ -316,20 +343,20 @@ impl Look<'_> {
         if let Some(known) = self.namespaces.borrow().get(name) {
             return Ok(known.clone());
         }
-        let inside = match NetNs::named(name.as_str()) {
-            Ok(ns) => {
+        let inside = match NetNs::find(name.as_str())? {
+            Some(ns) => {
                 let netlink = Netlink::inside(&ns)?;
                 Some(Rc::new(Inside { interfaces: Interfaces::of(&netlink)?, routes: netlink.routes()? }))
             }
-            Err(_gone) => None,
+            None => None,
         };
         self.namespaces.borrow_mut().insert(name.clone(), inside.clone());
         Ok(inside)
     }
 }
 
-fn namespace(name: &Name) -> Vec<Difference> {
-    NetNs::named(name.as_str()).is_err().then(|| Difference::missing("it")).into_iter().collect()
+fn namespace(name: &Name) -> Result<Vec<Difference>> {
+    Ok(NetNs::find(name.as_str())?.is_none().then(|| Difference::missing("it")).into_iter().collect())
 }
 
 fn lost_with_the_dataplane() -> Difference {

@@ -9,7 +9,9 @@ mod port;
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::error::{KernelError, Result};
+use nix::errno::Errno;
+
+use super::error::Result;
 use super::host::Host;
 use super::link::Link;
 use super::netlink::Netlink;
@@ -21,6 +23,7 @@ use crate::model::name::Name;
 use crate::model::plan::Step;
 use crate::model::state::Route;
 pub(crate) use interface::with_prefix;
+pub(crate) use network::overlap;
 pub(crate) use port::{entry, host_entry};
 
 /// Whether a step could be done, as far as can be told without changing anything. `around`: what the others do.
@@ -33,8 +36,8 @@ pub(crate) fn check(host: &Host, step: &Step, around: &Around<'_>) -> Result<()>
         Step::AddRoute(route) => around.member(host, &route.ns).map(|_ns| ()),
         // What else has the name is not ours to replace, and undoing would delete it.
         Step::AddNamespace(name) => match NetNs::named(name.as_str()) {
-            Err(error) => if_gone(error),
-            Ok(_ours) => Ok(()),
+            Err(error) if error.errno() != Some(Errno::ENOENT) => Err(error),
+            _ours_or_none => Ok(()),
         },
         Step::DeleteNamespace(_)
         | Step::LoadDataplane
@@ -102,12 +105,9 @@ impl<'a> Around<'a> {
 /// Does a step.
 pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
     match step {
-        Step::AddNamespace(name) => add_namespace(name.as_str()),
-        Step::DeleteNamespace(name) => named::delete(name.as_str()).map(|_was_there| ()),
-        Step::LoadDataplane => {
-            mounts::ensure_bpffs(Path::new(BPFFS))?;
-            host.dataplane.load(host.features)
-        }
+        Step::AddNamespace(name) => add_namespace(host, name),
+        Step::DeleteNamespace(name) => delete_namespace(host, name),
+        Step::LoadDataplane => load(host),
         Step::UnloadDataplane => host.dataplane.unload(),
         Step::AddUplink(uplink) => uplink::add(host, uplink),
         Step::DeleteUplink(uplink) => uplink::delete(host, uplink),
@@ -123,14 +123,15 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
             let ns = host.member(route.ns.as_str())?;
             Netlink::inside(&ns)?.add_route(&kernel_route(route)).map(|_is_new| ())
         }
-        Step::DeleteRoute(route) => match NetNs::named(route.ns.as_str()) {
-            Ok(ns) => Netlink::inside(&ns)?.remove_route(&kernel_route(route)).map(|_was_there| ()),
-            Err(error) => if_gone(error),
+        Step::DeleteRoute(route) => match NetNs::find(route.ns.as_str())? {
+            Some(ns) => Netlink::inside(&ns)?.remove_route(&kernel_route(route)).map(|_was_there| ()),
+            // It has taken its routes with it.
+            None => Ok(()),
         },
         Step::ReservePorts(change) => reserved::apply(change),
         Step::AddPublish(publish) => publish::add(host, publish),
         Step::DeletePublish(publish) => publish::delete(host, publish),
-        Step::TellLocals => sockets::refresh_locals(host),
+        Step::TellLocals => sockets::refresh_locals(host).map(|_was_stale| ()),
         Step::RemoveStray(stray) => strays::remove(host, stray),
         Step::Repair(step) => match step.as_ref() {
             Step::AddRoute(route) => repair_route(host, route),
@@ -139,12 +140,51 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
     }
 }
 
-fn add_namespace(name: &str) -> Result<()> {
-    let ns = match NetNs::named(name) {
-        Ok(ns) => ns,
-        Err(_not_there) => named::create(name)?,
+/// Does a step that undoes another. What belongs to a namespace that is gone cannot come back, which `status` tells.
+pub(crate) fn bring_back(host: &Host, step: &Step) -> Result<()> {
+    let in_namespaces: &[&Name] = match step {
+        Step::Attach(port, _) => &[&port.ns],
+        Step::AddRoute(route) => &[&route.ns],
+        Step::AddCable(cable) => &[&cable.a.ns, &cable.b.ns],
+        _ => &[],
+    };
+    for name in in_namespaces {
+        if NetNs::find(name.as_str())?.is_none() {
+            return Ok(());
+        }
+    }
+    carry_out(host, step)
+}
+
+fn load(host: &Host) -> Result<()> {
+    mounts::ensure_bpffs(Path::new(BPFFS))?;
+    if let Some(why) = host.dataplane.load(host.features)? {
+        (host.on_note)(&format!("programs of the host reach no published port, and may bind it: {why}"));
+    }
+    Ok(())
+}
+
+fn add_namespace(host: &Host, name: &Name) -> Result<()> {
+    let ns = match (NetNs::find(name.as_str())?, host.deleted.borrow_mut().remove(name)) {
+        (Some(ns), _) => ns,
+        (None, deleted) => {
+            // Of making or deleting it half.
+            named::delete_leftover(name.as_str())?;
+            match deleted {
+                Some(ns) => return named::restore(name.as_str(), &ns),
+                None => named::create(name.as_str())?,
+            }
+        }
     };
     Netlink::inside(&ns)?.set_loopback_up()
+}
+
+fn delete_namespace(host: &Host, name: &Name) -> Result<()> {
+    if let Some(ns) = NetNs::find(name.as_str())? {
+        // Undoing brings back this one, with all that is in it.
+        host.deleted.borrow_mut().insert(name.clone(), ns);
+    }
+    named::delete(name.as_str()).map(|_was_there| ())
 }
 
 /// One that somebody made lead elsewhere leads again where it should.
@@ -160,9 +200,4 @@ fn repair_route(host: &Host, route: &Route) -> Result<()> {
 
 fn kernel_route(route: &Route) -> route::Route {
     route::Route { dest: route.dest, via: Some(route.via), index: None }
-}
-
-/// A namespace that is gone has taken with it what was to be removed.
-fn if_gone(error: KernelError) -> Result<()> {
-    if error.errno() == Some(nix::errno::Errno::ENOENT) { Ok(()) } else { Err(error) }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 use ipnet::IpNet;
 use nsnet_common::layout::{
@@ -14,7 +13,7 @@ use zerocopy::FromZeros as _;
 use super::batch;
 use super::error::{KernelError, Result};
 use super::host::Host;
-use super::maps::gone;
+use super::maps::{all, gone};
 use super::publish::{self, PublishMaps};
 use super::steps::{entry, host_entry};
 use crate::model::drift::{Difference, Stray};
@@ -31,7 +30,7 @@ pub(super) fn find(host: &Host, state: &State, is_whole: bool) -> Result<Vec<(St
         known.networks(host, &mut strays)?;
         known.publishes(host, state, &mut strays)?;
     }
-    known.links(host, &mut strays);
+    known.links(host, &mut strays)?;
     known.interfaces(host, &mut strays)?;
     let is_in = |(stray, place): (Stray, &str)| (stray, Difference::extra("what is in", place));
     Ok(strays.into_iter().map(is_in).collect())
@@ -77,7 +76,9 @@ impl Known {
                 strays.push((Stray::Port(id.0), names::PORTS));
             }
         }
-        for ifindex in maps.uplinks()?.keys().flatten().filter(|ifindex| !self.uplinks.contains(ifindex)) {
+        for ifindex in
+            all(maps.uplinks()?.keys(), names::UPLINKS)?.into_iter().filter(|ifindex| !self.uplinks.contains(ifindex))
+        {
             strays.push((Stray::Uplink(ifindex), names::UPLINKS));
         }
         Ok(())
@@ -89,7 +90,7 @@ impl Known {
             strays.push((Stray::Address { network: key.network.0, ip: IpAddr::from(key.ip) }, names::ADDRESSES));
         }
         let data = maps.data(names::STATIONS)?;
-        batch::for_each(data.fd().as_fd(), names::STATIONS, |key: StationKey, station: Station| {
+        batch::for_each(&data, names::STATIONS, |key: StationKey, station: Station| {
             if station.is_fixed() && !self.stations.contains(&key) {
                 strays.push((Stray::Station { network: key.network.0, mac: key.mac }, names::STATIONS));
             }
@@ -99,8 +100,7 @@ impl Known {
 
     fn networks(&self, host: &Host, strays: &mut Strays) -> Result<()> {
         let maps = host.maps();
-        for key in maps.subnets()?.keys() {
-            let Ok(key) = key else { continue };
+        for key in all(maps.subnets()?.keys(), names::SUBNETS)? {
             let ip = IpAddr::from(key.data().0);
             let bits = key.prefix_len().saturating_sub(if ip.is_ipv4() { MAPPED_IPV4_BITS } else { 0 });
             let net = u8::try_from(bits).ok().and_then(|bits| IpNet::new(ip, bits).ok());
@@ -108,7 +108,7 @@ impl Known {
                 .extend(net.filter(|net| !self.subnets.contains(net)).map(|net| (Stray::Subnet(net), names::SUBNETS)));
         }
         let data = maps.data(names::POLICIES)?;
-        batch::for_each(data.fd().as_fd(), names::POLICIES, |index: u32, policy: Policy| {
+        batch::for_each(&data, names::POLICIES, |index: u32, policy: Policy| {
             let id = NetworkId(index as u16);
             // That of no network is the host's, which has an object of its own.
             let is_ours = id == NetworkId::OUTSIDE || self.networks.contains(&id) || index >= MAX_NETWORKS;
@@ -128,17 +128,18 @@ impl Known {
         for place in maps.used_places(&host.maps())?.into_iter().filter(|place| !places.contains(place)) {
             strays.push((Stray::Publish(place), names::PUBLISHES));
         }
-        for (key, bits) in maps.prefixes().into_iter().filter(|prefix| !keys.contains(prefix)) {
+        for (key, bits) in maps.prefixes()?.into_iter().filter(|prefix| !keys.contains(prefix)) {
             let (protocol, ip) = (key.protocol().0, IpAddr::from(key.ip()));
             strays.push((Stray::Published { protocol, ip, port: key.port(), bits }, names::PUBLISHED));
         }
         Ok(())
     }
 
-    fn links(&self, host: &Host, strays: &mut Strays) {
-        for port in host.dataplane.linked_ports().into_iter().filter(|port| !self.ports.contains(port)) {
+    fn links(&self, host: &Host, strays: &mut Strays) -> Result<()> {
+        for port in host.dataplane.linked_ports()?.into_iter().filter(|port| !self.ports.contains(port)) {
             strays.push((Stray::Link(port.0), "links"));
         }
+        Ok(())
     }
 
     /// Only we give interfaces such an index; but what has another kind of name may be somebody's who does it, too.
@@ -162,7 +163,7 @@ pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
     if let Stray::Link(port) = stray {
         return host.dataplane.detach(PortId(*port));
     }
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     let maps = host.maps();

@@ -5,6 +5,7 @@ pub mod declare;
 pub mod diff;
 pub mod drift;
 pub mod edit;
+pub mod explain;
 pub mod flow;
 pub mod ipam;
 pub mod name;

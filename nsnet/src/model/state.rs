@@ -219,6 +219,11 @@ impl Attachment {
 }
 
 impl State {
+    /// Whether nothing is to exist. What tells new objects from old ones does not count.
+    pub fn is_empty(&self) -> bool {
+        Self { generation: 0, publish_epoch: 0, ..self.clone() } == Self::default()
+    }
+
     /// The network `name`.
     pub fn network(&self, name: &Name) -> Result<&Network> {
         match self.networks.get(name) {

@@ -55,7 +55,7 @@ fn configure(ns: &NetNs, netlink: &Netlink, end: &CableEnd) -> Result<()> {
 /// Deleting one end deletes the other; either will do, in case one namespace is gone.
 pub(super) fn delete(cable: &Cable) -> Result<()> {
     for end in [&cable.a, &cable.b] {
-        let Ok(ns) = NetNs::named(end.ns.as_str()) else { continue };
+        let Some(ns) = NetNs::find(end.ns.as_str())? else { continue };
         let netlink = Netlink::inside(&ns)?;
         if let Some(link) = netlink.link(&end.interface)? {
             netlink.delete_link(link.index)?;
