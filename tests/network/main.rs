@@ -8,6 +8,7 @@
 //!   packet, dissect  IP packets in plain fields: made, and read again
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
+//!   file         files of plan and apply, on stdin
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
 //!   traffic    TCP, UDP and ICMP in every form          faults     what stands in the way, or changed behind our back
@@ -20,19 +21,26 @@
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   networks   apart, opened and internal
+//!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
+//!   examples   those that are shipped                   crowd      hundreds at once
 //! ```
 
 mod addresses;
 mod bed;
 mod crash;
+mod crowd;
 mod ct;
 mod cut_off;
+mod declare;
 mod dissect;
+mod drift;
 mod dump;
 mod end;
+mod examples;
 mod explain;
 mod explain_frames;
 mod faults;
+mod file;
 mod fragments;
 mod icmp;
 mod input;
