@@ -45,6 +45,7 @@
 )]
 
 pub mod arp;
+pub mod bench;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
 pub mod checksum;

@@ -8,6 +8,7 @@
 mod user {
     use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+    use crate::bench::Template;
     use crate::layout::{
         AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding,
         Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish,
@@ -27,5 +28,5 @@ mod user {
 
     pod!(AddressKey, DropKey, ForeignKey, Mac, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey);
     pod!(SubnetKey, Traffic, Flow, Flow4, FlowKey, FlowKey4, Mapping, MappingKey, Policy, Publish, PublishedKey, Usage);
-    pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding);
+    pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding, Template);
 }

@@ -7,6 +7,7 @@ mod cable;
 mod ct;
 mod demo;
 mod doctor;
+mod interrupt;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
