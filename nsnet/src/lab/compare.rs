@@ -184,8 +184,18 @@ pub fn compare(
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Comparison> {
     check(variants, plan)?;
+    let total = variants.len() * plan.workloads.len() * plan.blocks;
+    let _lock = lock(|| progress(0, total))?;
+    compare_locked(variants, plan, progress)
+}
+
+/// The same for who has the right to measure already.
+pub(crate) fn compare_locked(
+    variants: &[Variant],
+    plan: &Plan,
+    mut progress: impl FnMut(usize, usize) -> Result<()>,
+) -> Result<Comparison> {
     let (mut done, mut total) = (0, variants.len() * plan.workloads.len() * plan.blocks);
-    let _lock = lock(|| progress(done, total))?;
     let cpus = two_cpus();
     let mut blocks = Blocks::new(plan.seed);
     let mut comparison = Comparison::empty(variants, plan, cpus.is_some());
@@ -316,6 +326,18 @@ impl Series {
         self.cpu.push(sample.cpu);
         self.instructions.extend(sample.instructions);
         self.trips.extend(sample.trips);
+    }
+
+    /// Block by block.
+    pub(crate) fn samples(&self) -> impl Iterator<Item = Sample> {
+        let blocks = self.rates.iter().zip(&self.losses).zip(&self.cpu).enumerate();
+        blocks.map(|(block, ((rate, loss), cpu))| Sample {
+            rate: *rate,
+            loss: *loss,
+            cpu: *cpu,
+            instructions: self.instructions.get(block).copied(),
+            trips: self.trips.get(block).copied(),
+        })
     }
 
     /// What was measured in each block.

@@ -24,10 +24,10 @@ const SILENCE: Duration = Duration::from_millis(10);
 const DRAIN_LIMIT: Duration = Duration::from_millis(300);
 
 /// CPUs for the sender and the receiver.
-pub(super) type Cpus = Option<(usize, usize)>;
+pub(crate) type Cpus = Option<(usize, usize)>;
 
 /// The first two CPUs this process may use, when there are two.
-pub(super) fn two_cpus() -> Cpus {
+pub(crate) fn two_cpus() -> Cpus {
     let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
     Some((cpus.next()?, cpus.next()?))
@@ -250,7 +250,7 @@ fn inside<T: std::marker::Send>(namespace: Inside<'_>, f: impl FnOnce() -> Resul
 }
 
 /// Keeps the calling thread on one CPU; does nothing when there is only one.
-fn pin(cpu: Option<usize>) -> Result<()> {
+pub(crate) fn pin(cpu: Option<usize>) -> Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
     let mut only = CpuSet::new();
     only.set(cpu)?;
