@@ -63,7 +63,8 @@ impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Found { median, low, high } = self;
         let digits = if *median >= 20.0 { 0 } else { 2 };
-        if low == high {
+        // One block gives no interval.
+        if low == high || high.is_infinite() {
             return write!(f, "{median:.digits$}");
         }
         write!(f, "{median:.digits$} [{low:.digits$}–{high:.digits$}]")
@@ -164,7 +165,7 @@ impl Goals<'_> {
         use Bound::{AtLeast, AtMost};
         // 1/rate is the cost: it may grow by 5 %.
         let ports = self.kept(Axis::Ports, Load::NewFlows, 60_000);
-        self.add("first packets kept, published ports 1 to 60,000", AtLeast(1.0 / 1.05), ports);
+        self.add("first packets kept, published ports 1 to 60,000", AtLeast(0.952), ports);
         let publish = self.results.figure(Quantity::PublishTime, Peer::Nsnet).filter(|figure| figure.count >= 60_000);
         self.add("milliseconds to publish 60,000 ports", AtMost(150.0), publish.map(|figure| figure.value * 1e3));
         let namespaces = self.kept(Axis::Namespaces, Load::Injected64, 1_000);

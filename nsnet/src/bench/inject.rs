@@ -117,7 +117,7 @@ impl Injector {
     pub(super) fn send(&mut self, at: &(NetNs, String), length: usize, frames: u32) -> Result<()> {
         let index = ifindex(at)?;
         let generate = self.generator()?;
-        at.0.run(|| run(generate, index, length, frames))?
+        at.0.run(|| run(generate, index, length, frames).map(|_seconds| ()))?
     }
 
     /// Fills the path for about as long as `slot`.
@@ -128,18 +128,16 @@ impl Injector {
         at.0.run(|| {
             pin(cpus.map(|(first, _)| first))?;
             let mut meter = Meter::of_this_thread();
-            let start = meter.read()?;
-            run(generate, index, length, TRIAL)?;
-            let trial = meter.read()?.since(start);
-            let frames = (slot.as_secs_f64() / trial.time * f64::from(TRIAL)).clamp(1.0, f64::from(limit)) as u32;
+            let trial = run(generate, index, length, TRIAL)?;
+            let frames = (slot.as_secs_f64() / trial * f64::from(TRIAL)).clamp(1.0, f64::from(limit)) as u32;
             let before = self.counted()?;
             let start = meter.read()?;
-            run(generate, index, length, frames)?;
+            let time = run(generate, index, length, frames)?;
             let spent = meter.read()?.since(start);
             let arrived = if is_counted { (self.counted()? - before) as f64 } else { f64::from(frames) };
             let each = |spent: f64| if arrived > 0.0 { spent / arrived } else { 0.0 };
             Ok(Sample {
-                rate: arrived / spent.time,
+                rate: arrived / time,
                 loss: (1.0 - arrived / f64::from(frames)).max(0.0),
                 cpu: each(spent.cpu),
                 instructions: spent.instructions.map(each),
@@ -153,8 +151,9 @@ impl Injector {
     }
 }
 
-/// Runs the generator in the calling thread's namespace.
-fn run(generate: &Xdp, ifindex: u32, length: usize, frames: u32) -> Result<()> {
+/// Runs the generator in the calling thread's namespace. Says how many seconds the frames took, as the kernel measured
+/// it: the call itself also waits some 30 ms, for its memory to be given back.
+fn run(generate: &Xdp, ifindex: u32, length: usize, frames: u32) -> Result<f64> {
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let context = [0, length as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
     let frame = vec![0; length];
@@ -165,8 +164,9 @@ fn run(generate: &Xdp, ifindex: u32, length: usize, frames: u32) -> Result<()> {
         attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
         ..TestRunOptions::new()
     };
-    generate.test_run(options).context("cannot inject frames (needs Linux 5.18)")?;
-    Ok(())
+    let result = generate.test_run(options).context("cannot inject frames (needs Linux 5.18)")?;
+    // Whole nanoseconds for each frame, and there is none that takes none.
+    Ok(result.duration.max(Duration::from_nanos(1)).as_secs_f64() * f64::from(frames))
 }
 
 fn ifindex((ns, interface): &(NetNs, String)) -> Result<u32> {

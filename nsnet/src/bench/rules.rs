@@ -88,12 +88,12 @@ impl Rules {
                        fib daddr type local dnat ip addr . port to udp dport map @udp_ports\n";
         format!(
             "table ip lab {{\n{}{}\
-             chain prerouting {{ type nat hook prerouting priority dstnat;\n{look_up}}}\n\
-             chain output {{ type nat hook output priority dstnat;\n{look_up}}}\n\
-             chain postrouting {{ type nat hook postrouting priority srcnat;\n\
+             chain prerouting {{ type nat hook prerouting priority -100;\n{look_up}}}\n\
+             chain output {{ type nat hook output priority -100;\n{look_up}}}\n\
+             chain postrouting {{ type nat hook postrouting priority 100;\n\
              ip saddr {subnet} oifname != \"{inside}\" masquerade\n\
              ip saddr {subnet} oifname \"{inside}\" ct status dnat masquerade\n}}\n\
-             chain forward {{ type filter hook forward priority filter; policy drop;\n\
+             chain forward {{ type filter hook forward priority 0; policy drop;\n\
              ct state vmap {{ established : accept, related : accept, invalid : drop }}\n\
              ct status dnat accept\n\
              iifname \"{inside}\" accept\n}}\n}}\n",

@@ -3,7 +3,7 @@
 use super::super::goals::Judged;
 use super::super::peer::{Peer, Way};
 use super::super::result::{Cell, Results};
-use super::markdown::{capital, cells_of, columns, losses, show};
+use super::markdown::{capital, cells_of, columns, losses, nanoseconds, show};
 use super::plot::{self, Bar, Line};
 use super::{circumstances, machine, summary};
 use crate::lab::Measure;
@@ -81,7 +81,7 @@ fn added(results: &Results) -> String {
             let bars: Vec<Bar> = others(cell)
                 .filter_map(|peer| {
                     let ns = cell.added_ns(peer)?;
-                    let value = format!("{:.0} ns [{:.0}–{:.0}]", ns.median, ns.low, ns.high);
+                    let value = format!("{} ns", nanoseconds(&ns));
                     Some(bar(peer, value, ns.median, ns.low, ns.high))
                 })
                 .collect();

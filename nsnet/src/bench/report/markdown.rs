@@ -99,7 +99,7 @@ pub(super) fn columns(cell: &Cell, peer: Peer) -> [String; 6] {
         None => cell.load.show(rate),
     };
     let added = if cell.load.is_packets() { cell.added_ns(peer) } else { None };
-    let added = added.map_or_else(none, |ns| format!("{:.0} [{:.0}, {:.0}]", ns.median, ns.low, ns.high));
+    let added = added.map_or_else(none, |ns| nanoseconds(&ns));
     // Instructions where they are counted, else CPU time; of streams the sender does only a part.
     let counted = cell.row(peer).is_some_and(|row| !row.instructions.is_empty());
     let measure = if counted { Measure::Instructions } else { Measure::Cpu };
@@ -144,8 +144,20 @@ fn figures(text: &mut String, results: &Results) {
     line(text, "");
 }
 
+/// Nanoseconds with their interval, which may reach below 0.
+pub(super) fn nanoseconds(ns: &Ratio) -> String {
+    if ns.high.is_infinite() {
+        return format!("{:.0}", ns.median);
+    }
+    format!("{:.0} [{:.0}, {:.0}]", ns.median, ns.low, ns.high)
+}
+
 /// A ratio with its interval.
 pub(super) fn show(ratio: &Ratio) -> String {
+    if ratio.high.is_infinite() {
+        // One block gives none.
+        return format!("{:.2}", ratio.median);
+    }
     format!("{:.2} [{:.2}–{:.2}]", ratio.median, ratio.low, ratio.high)
 }
 
