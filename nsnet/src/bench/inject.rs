@@ -15,7 +15,7 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, T
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use nsnet_common::bench::{
-    COUNTED, ECHO, GENERATE, HEADER_WORDS, NEXT, SHAPE_FIXED, SHAPE_V4, SINK, TEMPLATE, Template,
+    COUNTED, ECHO, GENERATE, HEADER_WORDS, NEXT, NOTHING, SHAPE_FIXED, SHAPE_V4, SINK, TEMPLATE, Template,
 };
 
 use super::site::Injection;
@@ -42,6 +42,18 @@ pub(super) struct Injector {
     template: Array<MapData, Template>,
     counted: PerCpuArray<MapData, u64>,
     next: PerCpuArray<MapData, u64>,
+}
+
+/// The program that does nothing, loaded: what any program's run costs to begin with.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn nothing() -> Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).context("cannot load the bench's programs")?;
+    let program: &mut SchedClassifier =
+        ebpf.program_mut(NOTHING).context("the object has no such program")?.try_into()?;
+    program.load().context("cannot load a program that does nothing")?;
+    Ok(ebpf)
 }
 
 /// What is injected.

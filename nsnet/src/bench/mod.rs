@@ -25,5 +25,6 @@ mod site;
 mod sockets;
 mod tool;
 
+pub use inject::nothing;
 pub use plan::{Effort, Selection};
 pub use run::{Progress, run};

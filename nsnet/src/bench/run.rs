@@ -203,21 +203,22 @@ impl Run<'_> {
                 figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
             }
         }
-        for curve in curves {
-            self.clock.begin(format!("{} {}: {}", point.count, point.axis.name(), curve.load.name()))?;
-            let what = What { way: curve.way, load: curve.load, point: Some(point), blocks: curve.blocks };
-            let all: Vec<Peer> = [Peer::Direct, Peer::DirectAgain].into_iter().chain(curve.peers.clone()).collect();
-            let Self { effort, injector, clock, .. } = self;
-            let turn = turn(*effort, false);
-            let cell = scale::measure(&what, &chosen(&all, &sites), injector, *effort, || clock.advance(turn))?;
-            self.cells.push(cell);
-        }
-        // Of few flows the kernel's memory tells nothing: it is counted in pages.
+        // Of few flows the kernel's memory tells nothing: it is counted in pages. Before anything else, since what the
+        // kernel has been given back it keeps for the next flows.
         if point.axis == Axis::Flows && point.count >= 10_000 {
             for (peer, site) in sites.iter().filter(|(peer, _)| **peer != Peer::Direct) {
                 let value = scale::flow_memory(site, &mut self.injector, point.count as u32)?;
                 self.figures.push(Figure { of: Quantity::FlowMemory, peer: *peer, count: point.count, value });
             }
+        }
+        for curve in curves {
+            self.clock.begin(format!("{} {}: {}", point.count, point.axis.name(), curve.load.name()))?;
+            let what = What { way: curve.way, load: curve.load, point: Some(point), blocks: curve.blocks };
+            let all: Vec<Peer> = [Peer::Direct, Peer::DirectAgain].into_iter().chain(curve.peers.clone()).collect();
+            let Self { effort, injector, clock, .. } = self;
+            let turn = effort.slot_of(Some(point)) + AROUND_SLOT;
+            let cell = scale::measure(&what, &chosen(&all, &sites), injector, *effort, || clock.advance(turn))?;
+            self.cells.push(cell);
         }
         Ok(())
     }
@@ -263,14 +264,15 @@ fn turn(effort: Effort, is_outer: bool) -> Duration {
     if is_outer { effort.outer_slot() + Duration::from_millis(200) } else { effort.slot() + AROUND_SLOT }
 }
 
-fn estimate(effort: Effort, tasks: &[Task], curves: &[Curve]) -> Duration {
+pub(super) fn estimate(effort: Effort, tasks: &[Task], curves: &[Curve]) -> Duration {
     let turns = |peers: usize, blocks: usize| (peers * blocks) as u32;
     let tasks = tasks.iter().map(|task| turn(effort, task.load.is_outer()) * turns(task.peers.len(), task.blocks));
     let curves = curves.iter().flat_map(|curve| {
         curve.counts.iter().map(|count| {
             let attach = if curve.axis == Axis::Namespaces { ATTACH * *count } else { Duration::ZERO };
             (BUILD + attach) * curve.peers.len() as u32
-                + turn(effort, false) * turns(curve.peers.len() + 2, curve.blocks)
+                + (effort.slot_of(Some(Point { axis: curve.axis, count: (*count).into() })) + AROUND_SLOT)
+                    * turns(curve.peers.len() + 2, curve.blocks)
         })
     });
     BUILD * Peer::ALL.len() as u32 + tasks.sum::<Duration>() + curves.sum::<Duration>()

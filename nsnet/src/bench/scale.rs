@@ -88,7 +88,7 @@ pub(super) fn measure(
             let limit = if what.load == Load::NewFlows { template.flows() as u32 - TRIAL } else { FRAMES };
             // Answered or not, a request arrives at no sink: what counts is how long each takes.
             let is_counted = what.load != Load::ArpRequests;
-            let turn = Turn { length: *length, slot: effort.slot(), limit, is_counted, cpus };
+            let turn = Turn { length: *length, slot: effort.slot_of(what.point), limit, is_counted, cpus };
             injector.measure(&injection.entry, turn)
         };
         match blocks.once(places.len(), measure_one, |_repeats| progress()) {
@@ -182,7 +182,6 @@ pub(super) fn flow_memory(site: &Site, injector: &mut Injector, flows: u32) -> R
         point: Some(Point { axis: Axis::Flows, count: flows.into() }),
         blocks: 0,
     };
-    site.forget_flows()?;
     let before = kernel_memory()?;
     let filled = fill(&what, site, injector)?;
     let after = kernel_memory()?;

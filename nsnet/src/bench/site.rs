@@ -30,12 +30,31 @@ use crate::lab::{HOST_IP, Lab, WAN_IP, bridge};
 const OURSELVES: &str = "/proc/self/exe";
 /// The network, and the bridge, and the host's interface of either.
 const INSIDE: &str = "inside";
-const SUBNET: &str = "192.168.15.0/24";
-/// With more members than a /24 has.
-const WIDE_SUBNET: &str = "192.168.0.0/18";
-const RED: Ipv4Addr = Ipv4Addr::new(192, 168, 15, 1);
-const BLUE: Ipv4Addr = Ipv4Addr::new(192, 168, 15, 2);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 15, 5);
+/// A network's addresses.
+#[derive(Clone, Copy, Debug)]
+struct Net {
+    subnet: &'static str,
+    bits: u8,
+    red: Ipv4Addr,
+    blue: Ipv4Addr,
+    gateway: Ipv4Addr,
+}
+
+const NET: Net = Net {
+    subnet: "192.168.15.0/24",
+    bits: 24,
+    red: Ipv4Addr::new(192, 168, 15, 1),
+    blue: Ipv4Addr::new(192, 168, 15, 2),
+    gateway: Ipv4Addr::new(192, 168, 15, 5),
+};
+/// With more members than that has.
+const WIDE_NET: Net = Net {
+    subnet: "10.77.0.0/16",
+    bits: 16,
+    red: Ipv4Addr::new(10, 77, 0, 1),
+    blue: Ipv4Addr::new(10, 77, 0, 2),
+    gateway: Ipv4Addr::new(10, 77, 0, 5),
+};
 /// Interface of both ends between host and wan.
 const UPLINK: &str = "uplink";
 /// The first published port, at the host and in blue.
@@ -52,6 +71,12 @@ pub(super) struct Size {
     pub(super) published: u16,
     /// Further namespaces.
     pub(super) others: u16,
+}
+
+impl Size {
+    fn net(self) -> Net {
+        if self.others > 0 { WIDE_NET } else { NET }
+    }
 }
 
 impl Default for Size {
@@ -75,6 +100,7 @@ pub(super) struct Site {
     pub(super) lab: Lab,
     red: Member,
     blue: Member,
+    gateway: Ipv4Addr,
 }
 
 /// A namespace behind the host.
@@ -120,7 +146,17 @@ impl Publishing {
 impl Site {
     fn of(peer: Peer, lab: Lab, red: Member, blue: Member) -> Site {
         let (attached_in, published_in) = (Duration::ZERO, Duration::ZERO);
-        Site { peer, attached_in, published_in, published_memory: 0.0, _proxy: None, lab, red, blue }
+        Site {
+            peer,
+            attached_in,
+            published_in,
+            published_memory: 0.0,
+            _proxy: None,
+            lab,
+            red,
+            blue,
+            gateway: NET.gateway,
+        }
     }
 
     /// Builds what `peer` is, and sees that its ways lead somewhere.
@@ -145,7 +181,7 @@ impl Site {
         }
         Ok(match way {
             Way::NsToNs => (ns("red")?, ns("blue")?, self.blue.ip),
-            Way::NsToHost => (ns("red")?, ns("host")?, self.gateway()),
+            Way::NsToHost => (ns("red")?, ns("host")?, self.gateway),
             Way::NsToOutside => (ns("red")?, ns("wan")?, WAN_IP.parse()?),
             Way::OutsideToPublished => (ns("wan")?, ns("blue")?, HOST_IP.parse()?),
             Way::HostToPublished => (ns("host")?, ns("blue")?, HOST_IP.parse()?),
@@ -195,14 +231,9 @@ impl Site {
         Ok(())
     }
 
-    /// The host's address towards red.
-    fn gateway(&self) -> Ipv4Addr {
-        if self.peer == Peer::Routed { gateway_of(self.red.ip) } else { GATEWAY }
-    }
-
     /// The MAC that red sends to for what is beyond its network. Known once it has.
     fn gateway_mac(&self) -> Result<[u8; 6]> {
-        let gateway = IpAddr::from(self.gateway());
+        let gateway = IpAddr::from(self.gateway);
         let neighbours = Netlink::inside(&self.lab.ns("red")?)?.neighbours()?;
         let known = neighbours.iter().find(|entry| entry.ip == gateway).and_then(|entry| entry.mac);
         known.context("red does not know its gateway's MAC")
@@ -211,7 +242,8 @@ impl Site {
     /// A ping over each way that has one, which also fills the neighbour tables.
     fn prove(&self) -> Result<()> {
         for way in [Way::NsToNs, Way::NsToHost, Way::NsToOutside] {
-            if self.peer.has(way) || (way == Way::NsToOutside && self.peer == Peer::Proxy) {
+            // The proxy's namespaces are on a bridge: they reach each other, too.
+            if self.peer.has(way) || (way == Way::NsToNs && self.peer == Peer::Proxy) {
                 let (sender, _, to) = self.ends(way)?;
                 // The first may wait for a neighbour.
                 let pings = sender.run(|| ping(to.into(), 3, 56, Duration::from_secs(1)))??;
@@ -232,11 +264,12 @@ fn direct(peer: Peer) -> Result<Site> {
     for ns in ["red", "blue"] {
         lab.make(ns)?;
     }
-    lab.nsnet(&format!("cable add @red @blue --address-a {RED}/24 --address-b {BLUE}/24"))?;
+    let Net { bits, red, blue, .. } = NET;
+    lab.nsnet(&format!("cable add @red @blue --address-a {red}/{bits} --address-b {blue}/{bits}"))?;
     let [red_end, blue_end] = ["red", "blue"].map(|ns| lab.ns(ns).and_then(|ns| only_veth(&ns)));
     let (red_end, blue_end) = (red_end?, blue_end?);
-    let red = Member { interface: red_end.clone(), ip: RED, comes_in_by: ("blue", blue_end.clone()) };
-    let blue = Member { interface: blue_end, ip: BLUE, comes_in_by: ("red", red_end) };
+    let red = Member { interface: red_end.clone(), ip: red, comes_in_by: ("blue", blue_end.clone()) };
+    let blue = Member { interface: blue_end, ip: blue, comes_in_by: ("red", red_end) };
     Ok(Site::of(peer, lab, red, blue))
 }
 
@@ -249,15 +282,15 @@ fn only_veth(ns: &NetNs) -> Result<String> {
 fn bridged(peer: Peer, size: Size) -> Result<Site> {
     let mut lab = Lab::new(Path::new(OURSELVES))?;
     let (host, red, blue) = (lab.ns("host")?, lab.make("red")?, lab.make("blue")?);
-    let bits = if size.others > 0 { 18 } else { 24 };
-    let address = |ip: Ipv4Addr| anyhow::Ok(IpNet::new(ip.into(), bits)?);
-    bridge::make(&host, INSIDE, &[(&red, address(RED)?), (&blue, address(BLUE)?)])?;
+    let net = size.net();
+    let address = |ip: Ipv4Addr| anyhow::Ok(IpNet::new(ip.into(), net.bits)?);
+    bridge::make(&host, INSIDE, &[(&red, address(net.red)?), (&blue, address(net.blue)?)])?;
     let netlink = Netlink::inside(&host)?;
     let link = netlink.existing_link(INSIDE)?;
-    netlink.add_address(link.index, address(GATEWAY)?)?;
+    netlink.add_address(link.index, address(net.gateway)?)?;
     netlink.set_up(link.index)?;
     for member in [&red, &blue] {
-        default_route(member, GATEWAY)?;
+        default_route(member, net.gateway)?;
     }
     forward(&host)?;
     if matches!(peer, Peer::DockerNft | Peer::DockerLegacy) {
@@ -265,7 +298,7 @@ fn bridged(peer: Peer, size: Size) -> Result<Site> {
         host.run(|| sysctl::write("net/bridge/bridge-nf-call-iptables", "1"))??;
     }
     let attached_in = more_on_bridge(&mut lab, size.others)?;
-    let rules = Rules { inside: INSIDE, subnet: SUBNET, to: BLUE, ports: ports(size.published) };
+    let rules = Rules { inside: INSIDE, subnet: net.subnet, to: net.blue, ports: ports(size.published) };
     let publishing = Publishing::begin()?;
     match peer {
         Peer::DockerNft => drop(tool::feed(&host, tool::IPTABLES_NFT, &rules.docker())?),
@@ -274,14 +307,14 @@ fn bridged(peer: Peer, size: Size) -> Result<Site> {
         _ => {}
     }
     let (published_in, published_memory) = publishing.end()?;
-    let _proxy = if peer == Peer::Proxy { Some(Proxy::start(&host, BLUE, ports(size.published))?) } else { None };
+    let _proxy = if peer == Peer::Proxy { Some(Proxy::start(&host, net.blue, ports(size.published))?) } else { None };
     let member = |number: u8, ip| Member {
         interface: bridge::MEMBER_INTERFACE.to_owned(),
         ip,
         comes_in_by: ("host", format!("{INSIDE}-{number}")),
     };
-    let site = Site::of(peer, lab, member(0, RED), member(1, BLUE));
-    Ok(Site { attached_in, published_in, published_memory, _proxy, ..site })
+    let site = Site::of(peer, lab, member(0, net.red), member(1, net.blue));
+    Ok(Site { attached_in, published_in, published_memory, _proxy, gateway: net.gateway, ..site })
 }
 
 /// Further members by `ip -batch`, as scripts do it; the namespaces are there before.
@@ -291,6 +324,7 @@ fn more_on_bridge(lab: &mut Lab, others: u16) -> Result<Duration> {
     for number in 0..others {
         namespaces.push((lab.make(&format!("n{number}"))?, lab.name(&format!("n{number}")), other(number)));
     }
+    let bits = WIDE_NET.bits;
     let begun = Instant::now();
     let mut batch = String::new();
     for (number, (_, name, _)) in namespaces.iter().enumerate() {
@@ -302,7 +336,7 @@ fn more_on_bridge(lab: &mut Lab, others: u16) -> Result<Duration> {
         tool::feed(&lab.ns("host")?, "ip -batch -", &batch)?;
     }
     for (ns, _, ip) in &namespaces {
-        tool::feed(ns, "ip -batch -", &format!("address add {ip}/18 dev eth0\nlink set eth0 up\n"))?;
+        tool::feed(ns, "ip -batch -", &format!("address add {ip}/{bits} dev eth0\nlink set eth0 up\n"))?;
     }
     Ok(begun.elapsed())
 }
@@ -314,14 +348,14 @@ fn macvlan() -> Result<Site> {
     for end in ["lower", "lower-end"] {
         tool::run(&host, &format!("ip link set {end} up"))?;
     }
-    for (ns, ip) in [("red", RED), ("blue", BLUE)] {
+    for (ns, ip) in [("red", NET.red), ("blue", NET.blue)] {
         let namespace = lab.make(ns)?;
         let name = lab.name(ns);
         tool::run(&host, &format!("ip link add link lower name mv-{ns} netns {name} type macvlan mode bridge"))?;
         tool::feed(&namespace, "ip -batch -", &format!("address add {ip}/24 dev mv-{ns}\nlink set mv-{ns} up\n"))?;
     }
     let member = |ns: &str, ip| Member { interface: format!("mv-{ns}"), ip, comes_in_by: ("host", "lower".to_owned()) };
-    let (red, blue) = (member("red", RED), member("blue", BLUE));
+    let (red, blue) = (member("red", NET.red), member("blue", NET.blue));
     Ok(Site::of(Peer::Macvlan, lab, red, blue))
 }
 
@@ -344,11 +378,12 @@ fn routed(size: Size) -> Result<Site> {
         members.push(Member { interface: "eth0".to_owned(), ip, comes_in_by: ("host", format!("to-{ns}")) });
     }
     let [red, blue] = <[Member; 2]>::try_from(members).ok().context("two members")?;
-    let rules = Rules { inside: "to-+", subnet: SUBNET, to: blue.ip, ports: ports(size.published) };
+    let rules = Rules { inside: "to-+", subnet: NET.subnet, to: blue.ip, ports: ports(size.published) };
     let publishing = Publishing::begin()?;
     tool::feed(&host, tool::IPTABLES_NFT, &rules.masquerade())?;
     let (published_in, published_memory) = publishing.end()?;
-    Ok(Site { published_in, published_memory, ..Site::of(Peer::Routed, lab, red, blue) })
+    let gateway = gateway_of(red.ip);
+    Ok(Site { published_in, published_memory, gateway, ..Site::of(Peer::Routed, lab, red, blue) })
 }
 
 /// The other address of a /31.
@@ -361,8 +396,8 @@ fn nsnet(peer: Peer, size: Size) -> Result<Site> {
     if peer == Peer::NsnetRedirect {
         lab.treat_as_missing("redirect_peer");
     }
-    let subnet = if size.others > 0 { WIDE_SUBNET } else { SUBNET };
-    lab.nsnet(&format!("network add {INSIDE} --subnet {subnet} --gateway {GATEWAY} --masquerade --uplink {UPLINK} --flows-per-ns {FLOWS}"))?;
+    let Net { subnet, red, blue, gateway, .. } = size.net();
+    lab.nsnet(&format!("network add {INSIDE} --subnet {subnet} --gateway {gateway} --masquerade --uplink {UPLINK} --flows-per-ns {FLOWS}"))?;
     let mut member = |short: &str, ip: Ipv4Addr| -> Result<Member> {
         lab.make(short)?;
         lab.nsnet(&format!("ns add @{short}"))?;
@@ -371,7 +406,7 @@ fn nsnet(peer: Peer, size: Size) -> Result<Site> {
         let (interface, host_end): (Result<String>, Result<String>) = (text("ifname"), text("host_ifname"));
         Ok(Member { interface: interface?, ip, comes_in_by: ("host", host_end?) })
     };
-    let (red, blue) = (member("red", RED)?, member("blue", BLUE)?);
+    let (red, blue) = (member("red", red)?, member("blue", blue)?);
     for number in 0..size.others {
         lab.make(&format!("n{number}"))?;
         lab.nsnet(&format!("ns add @n{number}"))?;
@@ -388,13 +423,13 @@ fn nsnet(peer: Peer, size: Size) -> Result<Site> {
         lab.nsnet(&format!("publish add @blue {range}/tcp {range}/udp"))?;
     }
     let (published_in, published_memory) = publishing.end()?;
-    Ok(Site { attached_in, published_in, published_memory, ..Site::of(peer, lab, red, blue) })
+    Ok(Site { attached_in, published_in, published_memory, gateway, ..Site::of(peer, lab, red, blue) })
 }
 
-/// The address of a further namespace: from 192.168.16.1 on.
+/// The address of a further namespace: from 10.77.16.1 on.
 fn other(number: u16) -> Ipv4Addr {
     let [_, _, high, low] = (u32::from(number) / 250 * 256 + u32::from(number) % 250 + 1).to_be_bytes();
-    Ipv4Addr::new(192, 168, 16 + high, low)
+    Ipv4Addr::new(10, 77, 16 + high, low)
 }
 
 pub(super) fn ports(count: u16) -> RangeInclusive<u16> {
@@ -420,9 +455,9 @@ mod tests {
 
     #[test]
     fn addresses_and_ports() {
-        assert_eq!(other(0), Ipv4Addr::new(192, 168, 16, 1));
-        assert_eq!(other(249), Ipv4Addr::new(192, 168, 16, 250));
-        assert_eq!(other(1000), Ipv4Addr::new(192, 168, 20, 1));
+        assert_eq!(other(0), Ipv4Addr::new(10, 77, 16, 1));
+        assert_eq!(other(249), Ipv4Addr::new(10, 77, 16, 250));
+        assert_eq!(other(1000), Ipv4Addr::new(10, 77, 20, 1));
         assert_eq!(gateway_of(Ipv4Addr::new(192, 168, 15, 17)), Ipv4Addr::new(192, 168, 15, 16));
         assert_eq!(ports(2), FIRST_PUBLISHED..=FIRST_PUBLISHED + 1);
         assert_eq!(ports(60_000), 5_535..=65_534);
