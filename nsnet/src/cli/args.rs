@@ -96,6 +96,8 @@ pub(super) enum Command {
     /// Print what the programs log, until interrupted (development builds only)
     #[cfg(feature = "log")]
     Log,
+    /// Measure it beside bridges, rules and other ways, in labs of its own, and write a report
+    Bench(super::bench::BenchArgs),
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
 }

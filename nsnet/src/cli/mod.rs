@@ -3,12 +3,14 @@
 mod agent;
 mod args;
 mod attach;
+mod bench;
 mod bypassed;
 mod cable;
 mod ct;
 mod demo;
 mod doctor;
 mod explain;
+mod interrupt;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
@@ -80,8 +82,9 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
         Command::Agent(args) => agent::agent(host()?, format, args),
-        // These come without: one looks why there may be no host, the other makes one of its own.
+        // These come without: one looks why there may be no host, the others make one of their own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
+        Command::Bench(args) => bench::bench(format, args),
         Command::Demo(args) => demo::demo(format, args),
     }
 }
