@@ -4,9 +4,12 @@ mod args;
 mod attach;
 mod bypassed;
 mod cable;
+mod capture;
 mod ct;
 mod demo;
 mod doctor;
+mod drops;
+mod interrupt;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
@@ -70,7 +73,8 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Ct(verb) => ct::run(&host()?, format, verb),
         Command::Nat(_list) => nat::list(&host()?, format),
         Command::Stats => show::stats(&host()?, format),
-        Command::Drops => show::drops(&host()?, format),
+        Command::Drops(args) => drops::drops(&host()?, format, args),
+        Command::Capture(args) => capture::capture(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),

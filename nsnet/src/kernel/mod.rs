@@ -3,6 +3,7 @@
 pub mod address;
 pub mod announce;
 mod batch;
+pub mod capture;
 pub mod cgroup;
 pub mod clsact;
 pub mod dataplane;

@@ -7,9 +7,9 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::interrupt::Interrupt;
 use super::report::Report;
 use super::traffic::no_checksum_errors;
+use crate::cli::interrupt::Interrupt;
 use crate::kernel::netns::NetNs;
 use crate::lab::compare::compare;
 use crate::lab::{Comparison, Lab, Plan, Ratio, Variant, Workload, bridge};

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::super::output::{self, Format};
-use super::interrupt::Interrupt;
+use crate::cli::interrupt::Interrupt;
 
 /// The steps so far.
 #[derive(Debug)]
