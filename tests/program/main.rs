@@ -7,8 +7,10 @@
 //!   mutants  broken frames: memory and kernel must agree on all of it
 //!   live     what BPF_PROG_TEST_RUN does not take: sent by packet sockets, through the programs at their hooks
 //!   flood    every case that is flooded: who really gets a copy, and which bytes
+//!   capture  every case with somebody who captures: what he is told is what memory says, and nothing else differs
 //! ```
 
+mod capture;
 mod flood;
 mod live;
 mod machine;

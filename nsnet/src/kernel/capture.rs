@@ -188,7 +188,8 @@ impl Maps {
     }
 }
 
-fn new_ring(bytes: u32) -> Result<RingBuf<MapData>> {
+/// Makes a ring of so many bytes: a power of two, and a page at least.
+pub fn new_ring(bytes: u32) -> Result<RingBuf<MapData>> {
     let map = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
     let made = MapData::create(map, "nsnet_capture", None).and_then(|data| RingBuf::try_from(Map::RingBuf(data)));
     made.map_err(|error| refused(format!("make a ring of {bytes} bytes"), error))
