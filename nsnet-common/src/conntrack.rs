@@ -16,8 +16,8 @@ use crate::layout::{
 use crate::scratch::Scratch;
 use crate::tables::{Age, FlowEntry, Inserted, Tables};
 use crate::verdict::DropReason;
-use crate::wire::IpProtocol;
 use crate::wire::transport::tcp_flags;
+use crate::wire::{IpProtocol, Macs};
 
 /// How far a segment may be ahead of what was seen before to count as sent, bytes: one of random number is not.
 const LEAP: u32 = 1 << 20;
@@ -320,28 +320,23 @@ pub struct Way {
     pub out: PortId,
     /// The longest packet, bytes.
     pub mtu: u16,
-    /// Destination MAC.
-    pub to_mac: crate::wire::Mac,
-    /// Source MAC.
-    pub from_mac: crate::wire::Mac,
+    /// The MACs that a packet is given.
+    pub macs: Macs,
 }
 
 impl Pair {
     /// No flow.
-    pub const EMPTY: Self = Self {
-        key: FlowKey::EMPTY,
-        flow: Flow::EMPTY,
-        back: Way { out: PortId::NONE, mtu: 0, to_mac: crate::wire::Mac::ZERO, from_mac: crate::wire::Mac::ZERO },
-    };
+    pub const EMPTY: Self =
+        Self { key: FlowKey::EMPTY, flow: Flow::EMPTY, back: Way { out: PortId::NONE, mtu: 0, macs: Macs::NONE } };
 
     /// Puts the other direction in front.
     #[inline(never)]
     pub fn turn(&mut self) {
         let other = self.flow.other_key(&self.key);
         let about = &mut self.flow.about;
-        let way = Way { out: about.out, mtu: about.mtu, to_mac: about.to_mac, from_mac: about.from_mac };
+        let way = Way { out: about.out, mtu: about.mtu, macs: about.macs };
         (about.out, about.mtu) = (self.back.out, self.back.mtu);
-        (about.to_mac, about.from_mac) = (self.back.to_mac, self.back.from_mac);
+        about.macs = self.back.macs;
         self.back = way;
         about.flags ^= flow_flags::REPLY;
         about.other_side = self.key.side;

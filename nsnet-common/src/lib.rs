@@ -73,6 +73,8 @@ pub mod rewrite;
 pub mod route;
 pub mod scratch;
 pub mod socket;
+#[cfg(any(test, feature = "std"))]
+pub mod state;
 pub mod switch;
 pub mod tables;
 pub mod verdict;

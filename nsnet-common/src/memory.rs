@@ -7,7 +7,7 @@ use crate::capture::Moment;
 use crate::layout::{
     About, AddressKey, Capturing, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES,
     HeldKey, Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
-    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole,
+    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, whole_seconds,
 };
 use crate::packet::Packet;
 use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
@@ -138,7 +138,7 @@ impl FlowEntry for MemoryFlow<'_> {
     fn set_hop(self, hop: &Hop) {
         self.change(|flow| {
             let about = &mut flow.about;
-            (about.out, about.mtu, about.to_mac, about.from_mac) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
+            (about.out, about.mtu, about.macs.to, about.macs.from) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
         });
     }
 }
@@ -279,7 +279,7 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn seconds(&self) -> u32 {
-        (self.clock.get() / 1_000_000_000) as u32
+        whole_seconds(self.clock.get())
     }
 
     fn policy(&self, id: NetworkId) -> Option<Policy> {

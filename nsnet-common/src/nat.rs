@@ -15,7 +15,7 @@ use crate::layout::{
 };
 use crate::open::Lead;
 use crate::scratch::Scratch;
-use crate::tables::{Age, FlowEntry, Inserted, Tables};
+use crate::tables::{Age, FlowEntry, Inserted, Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol};
 
@@ -30,6 +30,7 @@ const FIRST_SYSTEM_PORT: u16 = 512;
 /// Enters both directions of the flow that is being made, whose opener is in front.
 #[inline(always)]
 pub fn enter(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Nat);
     let may_keep = scratch.lead == Lead::KeepOrPool;
     match scratch.pair.key.protocol() {
         _ if scratch.lead == Lead::Settled => enter_pair(&mut scratch.pair, tables),
@@ -356,6 +357,7 @@ fn unmap(inside: &MappingKey, known: &Mapping, tables: impl Tables) {
 /// The inside endpoint that the receiver of such packets is mapped to.
 #[inline(always)]
 pub fn mapped(key: &FlowKey, tables: impl Tables) -> Option<Mapping> {
+    tables.enter(Stage::Nat);
     let outside = MappingKey::new(NetworkId::OUTSIDE, key.protocol(), key.destination, key.destination_port);
     tables.mapping(&outside).filter(|mapping| mapping.is_alive(tables.seconds()))
 }

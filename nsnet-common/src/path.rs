@@ -12,7 +12,7 @@ use crate::refuse;
 use crate::route;
 use crate::scratch::Scratch;
 use crate::switch;
-use crate::tables::{Reclaim, Tables};
+use crate::tables::{Reclaim, Stage, Tables};
 use crate::verdict::{DropReason, Outcome, Refusal, Verdict};
 use crate::wire::{EtherType, Ethernet};
 
@@ -20,6 +20,7 @@ use crate::wire::{EtherType, Ethernet};
 #[inline(always)]
 pub fn from_namespace(frame: &mut impl Packet, port: PortId, tables: impl Tables) -> Outcome {
     counted(frame, port, tables, |frame, eth, from| {
+        tables.enter(Stage::Guard);
         guard::check_sender(frame, eth, from, tables)?;
         switch::forward(frame, eth, from, tables)
     })
@@ -159,34 +160,34 @@ pub fn refused(frame: &mut impl Packet, at: PortId, refusal: Refusal, tables: im
 pub fn complete(
     frame: &mut impl Packet,
     at: PortId,
-    outcome: Outcome,
+    mut outcome: Outcome,
     scratch: &mut Scratch,
     tables: impl Tables,
 ) -> Outcome {
-    match outcome {
-        Ok(Verdict::Route) => {
-            let next = routed(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Relate) => {
-            let next = related(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Open) => {
-            let next = opened(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Fragment) => {
-            let next = fragmented(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Cut) => {
-            let next = cut(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Refuse(reason)) => refused(frame, at, Refusal { reason, mtu: scratch.longest }, tables),
-        Ok(Verdict::Deliver(_) | Verdict::Flooded | Verdict::Again | Verdict::Pass) | Err(_) => outcome,
+    while let Some(next) = proceed(frame, at, outcome, scratch, tables) {
+        outcome = next;
     }
+    outcome
+}
+
+/// Goes on with a frame by the one stage that `outcome` leads to; `None` when that is its end.
+#[cfg(any(test, feature = "std"))]
+pub fn proceed(
+    frame: &mut impl Packet,
+    at: PortId,
+    outcome: Outcome,
+    scratch: &mut Scratch,
+    tables: impl Tables,
+) -> Option<Outcome> {
+    Some(match outcome {
+        Ok(Verdict::Route) => routed(frame, at, scratch, tables),
+        Ok(Verdict::Relate) => related(frame, at, scratch, tables),
+        Ok(Verdict::Open) => opened(frame, at, scratch, tables),
+        Ok(Verdict::Fragment) => fragmented(frame, at, scratch, tables),
+        Ok(Verdict::Cut) => cut(frame, at, scratch, tables),
+        Ok(Verdict::Refuse(reason)) => refused(frame, at, Refusal { reason, mtu: scratch.longest }, tables),
+        Ok(Verdict::Deliver(_) | Verdict::Flooded | Verdict::Again | Verdict::Pass) | Err(_) => return None,
+    })
 }
 
 /// What is common to all ways in: the frame is an untagged Ethernet frame from a port that exists, and it is counted.

@@ -5,7 +5,7 @@ use crate::capture::Moment;
 use crate::layout::{FLOOD_BURST_NS, FLOOD_COPY_NS, MAX_PORTS, Port, PortId, StationKey, port_of_mac};
 use crate::nd::{self, Answer};
 use crate::packet::Packet;
-use crate::tables::Tables;
+use crate::tables::{Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -15,6 +15,7 @@ use crate::wire::{EtherType, Ethernet, IpAddress, IpProtocol, Mac};
 /// Sends a frame that came in by `from` where its destination says.
 #[inline(always)]
 pub fn forward(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Switch);
     if eth.destination.is_group() {
         return forward_group(frame, from, tables);
     }
@@ -35,6 +36,7 @@ fn forward_group(frame: &mut impl Packet, from: &Port, tables: impl Tables) -> O
         return Err(DropReason::ReservedGroup);
     }
     check_ethertype(&eth)?;
+    tables.enter(Stage::Answer);
     match eth.ethertype() {
         EtherType::ARP if arp::answer(frame, from, tables)? => return reply(frame, from, tables),
         EtherType::IPV6 => match nd::answer(frame, from, tables)? {
@@ -118,6 +120,7 @@ enum Audience {
 /// To every other port of the network, within the sender's allowance.
 #[inline(never)]
 fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Flood);
     let network = tables.network(from.network()).ok_or(DropReason::UnknownPort)?;
     let copies = match audience {
         Audience::All => network.ports().saturating_sub(1),

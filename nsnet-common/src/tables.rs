@@ -97,12 +97,54 @@ pub enum Route {
     Blackhole = 4,
 }
 
+/// A part of the core, as far as it asks the tables for something of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Is the sender who it says it is?
+    Guard,
+    /// Which port has the destination?
+    Switch,
+    /// ARP and neighbour discovery: is it answered here?
+    Answer,
+    /// Who gets a copy?
+    Flood,
+    /// What is in the packet?
+    Packet,
+    /// Which flow is it of?
+    Conntrack,
+    /// Which packet is the fragment of?
+    Fragment,
+    /// Which flow is the ICMP error about?
+    Related,
+    /// Where does it lead, when it is of no flow?
+    Lead,
+    /// May it open one?
+    Open,
+    /// Is it to a published port?
+    Publish,
+    /// Where do the host's routes send it?
+    Route,
+    /// Which external port does it get, or which endpoint is it to?
+    Nat,
+    /// May it pass, and what does it become?
+    Send,
+    /// Which pieces is it cut into?
+    Cut,
+    /// Is the sender told?
+    Refuse,
+}
+
 /// A handle on the tables: lookups, inserts, counters and the clock.
 ///
 /// Methods take `&self` because several CPUs share the tables; each single call is atomic, two calls are not.
 pub trait Tables: Copy {
     /// A flow that was found.
     type Flow: FlowEntry;
+
+    /// Tells which part of the core asks from here on. Nobody listens in the kernel, and nothing is left of it there;
+    /// `nsnet explain` does.
+    #[inline(always)]
+    fn enter(&self, _stage: Stage) {}
 
     /// The port with this number.
     fn port(&self, id: PortId) -> Option<Port>;

@@ -24,9 +24,14 @@
 
 mod addresses;
 mod bed;
+mod crash;
 mod ct;
+mod cut_off;
 mod dissect;
+mod dump;
 mod end;
+mod explain;
+mod explain_frames;
 mod faults;
 mod fragments;
 mod icmp;
@@ -53,5 +58,6 @@ mod scenarios;
 mod shot;
 mod sockets;
 mod switching;
+mod tracer;
 mod traffic;
 mod world;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use nsnet_common::cases::check::{NOON, State};
 use nsnet_common::cases::sequence::{Sequence, grow_old};
 use nsnet_common::cases::{Case, all, sequences};
-use nsnet_common::layout::{ForeignKey, MAX_STATIONS, PortId};
+use nsnet_common::layout::{ForeignKey, MAX_STATIONS, PortId, whole_seconds};
 use nsnet_common::verdict::{Outcome, Verdict};
 use nsnet_common::wire::Mac;
 use nsnet_tests::scratch::in_new_namespace;
@@ -57,7 +57,7 @@ fn every_sequence() -> Result<()> {
             for (number, step) in sequence.steps.iter().enumerate() {
                 let (was, now) = (tables.clock.get(), steady()?);
                 tables.clock.set(now);
-                grow_old(&mut tables, -((now / 1_000_000_000 - was / 1_000_000_000) as i32));
+                grow_old(&mut tables, -((whole_seconds(now) - whole_seconds(was)) as i32));
                 step.prepare(&mut tables);
                 let name = format!("{}, frame {number}", sequence.name);
                 machine.fill(&tables)?;

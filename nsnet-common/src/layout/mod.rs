@@ -3,6 +3,7 @@
 //! A change that alters what an existing pin means raises [`LAYOUT_VERSION`]: it is part of the pins' folder, so an
 //! older program's maps are never misread.
 
+mod ask;
 mod capture;
 mod flow;
 mod fragment;
@@ -13,11 +14,13 @@ mod socket;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::wire::{IpAddress, Mac};
+pub use ask::{Answer, Question};
 pub use capture::{
     CAPTURE_LEASE_NS, Capture, Capturing, Dropped, Event, KEPT_BYTES, LastDrop, MAX_REASONS, MAX_SNAPLEN, capture_modes,
 };
 pub use flow::{
     About, Flow, Flow4, FlowKey, FlowKey4, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_YOUNG_FLOWS, flow_flags,
+    whole_seconds,
 };
 pub use fragment::{
     FRAGMENT_TIMEOUT, Fragment, FragmentKey, HELD_BYTES, HELD_PER_PORT, Held, HeldKey, Holding, MAX_FRAGMENTS,
@@ -87,6 +90,8 @@ pub mod names {
     pub const FRAGMENTED: &str = "fragmented";
     /// Called by the others for a packet that is too long for the way out, and may be cut.
     pub const CUT: &str = "cut";
+    /// At no hook and pinned nowhere: answers `nsnet explain` what the kernel would answer the others.
+    pub const ASK_HOST: &str = "ask_host";
     /// Every program at a TC hook, or called by one.
     pub const PROGRAMS: [&str; 9] =
         [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT];
@@ -228,6 +233,8 @@ pub mod names {
     pub const USE_FIB_SOURCE: &str = "USE_FIB_SOURCE";
     /// Global: the key of the hash that NAT chooses ports by (u64, random).
     pub const SECRET: &str = "SECRET";
+    /// Global: whether copies of frames are sent (u8, 0 or 1); not where frames are only tried.
+    pub const SENDS_COPIES: &str = "SENDS_COPIES";
     /// Global: the cookie of the host's network namespace (u64), by which socket hooks know its sockets.
     pub const HOST_COOKIE: &str = "HOST_COOKIE";
     /// Global: whether socket hooks may say with which error they refuse (u8, 0 or 1; Linux 5.18); else it is EPERM.

@@ -133,7 +133,7 @@ impl Publish {
 }
 
 /// Key of `PUBLISHED`, a trie: protocol and address whole, of the port as many bits as a range has in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct PublishedKey {
     protocol: u8,
@@ -152,6 +152,21 @@ impl PublishedKey {
     #[inline(always)]
     pub fn new(protocol: IpProtocol, ip: IpAddress, port: u16) -> Self {
         Self { protocol: protocol.0, zero: 0, ip, port: port.to_be_bytes() }
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> IpProtocol {
+        IpProtocol(self.protocol)
+    }
+
+    /// The host's address.
+    pub fn ip(&self) -> IpAddress {
+        self.ip
+    }
+
+    /// The first port.
+    pub fn port(&self) -> u16 {
+        u16::from_be_bytes(self.port)
     }
 }
 

@@ -11,7 +11,7 @@ use nsnet_common::capture::Moment;
 use nsnet_common::layout::{
     AddressKey, DropKey, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
-    Station, StationKey, SubnetKey, Usage,
+    Station, StationKey, SubnetKey, Usage, whole_seconds,
 };
 use nsnet_common::packet::Packet;
 use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route, Tables};
@@ -237,7 +237,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn seconds(&self) -> u32 {
         // SAFETY: takes no pointer.
-        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+        whole_seconds(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use nsnet_common::wire::{IpProtocol, Mac};
 
 use super::capture::CaptureArgs;
 use super::drops::DropsArgs;
+use super::explain::ExplainArgs;
 use super::output::Format;
 use crate::model::edit::MTU_IPV4;
 use crate::model::flow::{parse_protocol, parse_state};
@@ -85,6 +86,8 @@ pub(super) enum Command {
     Drops(DropsArgs),
     /// Capture packets with what became of them: drops with their reason, both sides of NAT
     Capture(CaptureArgs),
+    /// What would become of a packet, and why: each stage, what it goes by, the verdict. Nothing is changed
+    Explain(ExplainArgs),
     /// What should be, and where the kernel differs (exit code 1 then)
     Status,
     /// Take down everything that nsnet made on this host

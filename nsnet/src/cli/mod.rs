@@ -9,6 +9,7 @@ mod ct;
 mod demo;
 mod doctor;
 mod drops;
+mod explain;
 mod interrupt;
 #[cfg(feature = "log")]
 mod log;
@@ -53,6 +54,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Answer {
     let host = || {
         let mut host = Host::enter(cli.host_ns.as_deref())?;
+        host.on_note = output::note;
         if cli.verbose {
             host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
         }
@@ -75,6 +77,7 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Stats => show::stats(&host()?, format),
         Command::Drops(args) => drops::drops(&host()?, format, args),
         Command::Capture(args) => capture::capture(&host()?, format, args),
+        Command::Explain(args) => explain::explain(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),

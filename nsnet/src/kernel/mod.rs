@@ -1,6 +1,7 @@
 //! The only module that does I/O: namespaces, links, addresses, routes, programs, maps, and the state file.
 
 pub mod address;
+pub mod alive;
 pub mod announce;
 mod batch;
 pub mod capture;
@@ -9,12 +10,14 @@ pub mod clsact;
 pub mod dataplane;
 pub mod error;
 pub mod exec;
+pub mod explain;
 pub mod features;
 pub mod flows;
 pub mod host;
 pub mod link;
 pub mod mappings;
 pub mod maps;
+pub mod members;
 pub mod mounts;
 pub mod named;
 pub mod neighbour;
@@ -28,10 +31,14 @@ pub mod ports;
 pub mod publish;
 pub mod reserved;
 pub mod route;
+mod signals;
 pub mod sockets;
+mod stages;
 mod steps;
 pub mod store;
+mod strays;
 pub mod sysctl;
+mod teardown;
 pub mod trial;
 pub mod uplink;
 pub mod veth;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -20,6 +21,8 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
+use super::maps::all;
+use crate::model::drift::Difference;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
 pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
@@ -93,14 +96,11 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
 
 /// Tells the programs which addresses the host has now. Only what differs is written.
 pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
-    let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
-    // A link-local address says nothing without its link: a router elsewhere may have the same.
-    let wanted: BTreeSet<IpAddress> = addresses.filter(|ip| !ip.is_link_local_v6()).collect();
-    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
-    let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
+    let (mut locals, wanted) = (locals(host)?, addresses(host)?);
+    let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
     for ip in wanted.difference(&known) {
         locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
     }
@@ -108,4 +108,23 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
         locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
     }
     Ok(())
+}
+
+/// Where the programs know other addresses than the host has now.
+pub(crate) fn local_differences(host: &Host) -> Result<Vec<Difference>> {
+    let known: BTreeSet<IpAddress> = all(locals(host)?.keys(), names::LOCALS)?.into_iter().collect();
+    let wanted = addresses(host)?;
+    let lost = wanted.difference(&known).map(|ip| Difference::lacks("entry of address", IpAddr::from(*ip)));
+    let stale = known.difference(&wanted).map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)));
+    Ok(lost.chain(stale).collect())
+}
+
+fn locals(host: &Host) -> Result<HashMap<MapData, IpAddress, u8>> {
+    host.maps().open(names::LOCALS, Map::HashMap)
+}
+
+/// The host's addresses. A link-local one says nothing without its link: a router elsewhere may have the same.
+fn addresses(host: &Host) -> Result<BTreeSet<IpAddress>> {
+    let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
+    Ok(addresses.filter(|ip| !ip.is_link_local_v6()).collect())
 }

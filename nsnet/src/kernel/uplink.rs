@@ -12,6 +12,8 @@ use super::error::Result;
 use super::host::Host;
 use super::link::Link;
 use super::maps::{Maps, found, gone};
+use super::observe::port_differences;
+use crate::model::drift::Difference;
 use crate::model::name::Name;
 use crate::model::state::{Network, State};
 use crate::model::uplink::{Candidate, Uplink};
@@ -59,7 +61,7 @@ fn candidates(host: &Host) -> Result<Vec<Candidate>> {
 /// One that is gone by now, or a dataplane that is not loaded, is a finding of `status` and no reason to fail.
 pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else { return Ok(()) };
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     if !is_attached(host, uplink, &link.name)? {
@@ -72,7 +74,7 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
 
 /// Takes the program off, and removes the entries. Nothing of ours is left on the interface.
 pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         host.maps().remove_uplink(uplink.port(), uplink.ifindex)?;
     }
     take_off(host, uplink)
@@ -80,7 +82,7 @@ pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
 
 fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
     host.dataplane.detach_and_wait(uplink.port())?;
-    let ours = if host.dataplane.is_loaded() { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
+    let ours = if host.dataplane.loaded()? { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
     for filter in host.netlink.bpf_filters(uplink.ifindex)? {
         // The name alone is less certain, but all there is when somebody removed the pins.
         if filter.name == names::FROM_UPLINK && ours.is_none_or(|id| id == filter.program) {
@@ -103,33 +105,29 @@ fn is_attached(host: &Host, uplink: &Uplink, interface: &str) -> Result<bool> {
 }
 
 /// What is wrong with an uplink.
-pub(crate) fn faults(host: &Host, uplink: &Uplink) -> Result<Vec<String>> {
-    if !host.dataplane.is_loaded() {
-        return Ok(vec!["the dataplane is not loaded".to_owned()]);
-    }
+pub(crate) fn differences(host: &Host, uplink: &Uplink) -> Result<Vec<Difference>> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else {
-        return Ok(vec!["the interface is gone".to_owned()]);
+        return Ok(vec![Difference::missing("the interface")]);
     };
-    let mut faults = Vec::new();
+    let mut found = Vec::new();
     if !is_attached(host, uplink, &link.name)? {
-        faults.push(format!("its program is not on {}", link.name));
+        found.push(Difference::missing(format_args!("program on {}", link.name)));
     }
+    let should = entry(host, uplink, &link)?;
     match host.maps().port(uplink.port())? {
-        Some(known) if is_current(host, &known, &entry(host, uplink, &link)?) => {}
-        Some(_) => faults.push("its MAC, MTU or address is another than the dataplane knows".to_owned()),
-        None => faults.push("it is not in the dataplane".to_owned()),
+        Some(is) => found.extend(port_differences(&compared(host, &is), &compared(host, &should))),
+        None => found.push(Difference::missing("entry of the uplink")),
     }
     if host.maps().uplink(uplink.ifindex)? != Some(uplink.port()) {
-        faults.push("its index is not in the dataplane".to_owned());
+        found.push(Difference::lacks("entry of index", uplink.ifindex));
     }
-    Ok(faults)
+    Ok(found)
 }
 
-/// Whether the dataplane knows all that it goes by. Where the FIB tells the source address of what leaves, the
-/// interface's own may have changed since.
-fn is_current(host: &Host, known: &Port, expected: &Port) -> bool {
-    let compared = |port: &Port| if host.features.fib_source { port.with_addresses(None, None) } else { *port };
-    compared(known) == compared(expected)
+/// What the dataplane goes by. Where the FIB tells the source address of what leaves, the interface's own may have
+/// changed since.
+fn compared(host: &Host, port: &Port) -> Port {
+    if host.features.fib_source { port.with_addresses(None, None) } else { *port }
 }
 
 /// The uplink's entry, as its interface is now.
@@ -148,7 +146,7 @@ fn entry(host: &Host, uplink: &Uplink, link: &Link) -> Result<Port> {
 }
 
 impl Maps {
-    fn uplinks(&self) -> Result<HashMap<MapData, u32, PortId>> {
+    pub(super) fn uplinks(&self) -> Result<HashMap<MapData, u32, PortId>> {
         self.open(names::UPLINKS, Map::HashMap)
     }
 
