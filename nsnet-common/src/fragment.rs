@@ -12,6 +12,7 @@
 //! Nothing is put together here: that is for the receiver (RFC 791 section 3.2), and what overlaps is its affair, but for
 //! the transport header, which was judged when the first fragment came (RFC 1858 section 4).
 
+use crate::capture::Moment;
 use crate::conntrack;
 use crate::datagram::Kind;
 use crate::layout::{Fragment, FragmentKey, HELD_PER_PORT, HeldKey, Holding, PIECE_BYTES, Port, Whole, is_fresh};
@@ -197,7 +198,7 @@ fn join(frame: &impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Ta
     if let Some(found) = conntrack::find(&scratch.datagram.key, tables.seconds(), tables) {
         found.entry.read(&mut scratch.flow);
         scratch.is_known = true;
-        scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+        scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     }
     Ok(())
 }
@@ -265,6 +266,7 @@ pub fn cut(frame: &mut impl Packet, from: &Port, scratch: &mut Scratch, tables: 
     tables.enter(Stage::Cut);
     let length = frame.len();
     let (eth, ip) = (Ethernet::read(frame)?, Ipv4::read(frame)?);
+    tables.show(Moment::Before(0), frame);
     let step = prepare(frame, &ip, scratch).ok_or(DropReason::FragmentationNeeded)?;
     let whole = &scratch.whole;
     let end = ip.total_length().saturating_sub(Ipv4::LEN as u16);

@@ -4,6 +4,7 @@
 //! The quoted packet went the other way than the error: its tuple turned round is the key of the flow that the error goes
 //! with, and that flow's entry says how each of the two endpoints is called on the other side.
 
+use crate::capture::Moment;
 use crate::checksum::Delta;
 use crate::conntrack;
 use crate::datagram::{Datagram, Query};
@@ -39,10 +40,11 @@ pub fn translate(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Ta
         return Ok(Verdict::Open);
     }
     let out = out_of(&scratch.datagram, &scratch.flow, tables)?;
+    tables.show(Moment::Before(out.ifindex()), frame);
     let message = write_quote(frame, scratch).ok_or(DropReason::IcmpUnrelated)?;
     write_around(frame, scratch, message).ok_or(DropReason::IcmpUnrelated)?;
     tables.count_sent(out.id(), frame.len());
-    Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.to_mac == Mac::ZERO)))
+    Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.macs.to == Mac::ZERO)))
 }
 
 /// Finds the flow that the error goes with.

@@ -1,5 +1,6 @@
 //! Packets that belong to no flow: may they open one, and where does it lead?
 
+use crate::capture::Moment;
 use crate::conntrack::{self, Way};
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{About, AddressKey, Flow, NetworkId, Policy, Port, PortId, policy_flags};
@@ -10,7 +11,7 @@ use crate::route::fits;
 use crate::scratch::Scratch;
 use crate::tables::{Hop, Route, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
-use crate::wire::{IpAddress, Mac};
+use crate::wire::{IpAddress, Mac, Macs};
 
 /// Where a packet that belongs to no flow leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ fn leave_to_network(
     let Scratch { datagram, flow, .. } = scratch;
     leave_unchanged(flow, datagram);
     (flow.about.out, flow.about.other_side) = (to.id(), to.network());
-    (flow.about.to_mac, flow.about.from_mac) = (to.mac(), mac_of(gateway, tables));
+    (flow.about.macs.to, flow.about.macs.from) = (to.mac(), mac_of(gateway, tables));
     scratch.lead = Lead::Through;
     Ok(())
 }
@@ -127,6 +128,7 @@ pub(crate) fn to_host(frame: &impl Packet, scratch: &Scratch, gateway: PortId, t
         return Err(DropReason::TooLong);
     }
     tables.count_sent(gateway.id(), frame.len());
+    tables.show(Moment::Left(gateway.id().ifindex()), frame);
     Ok(Verdict::Deliver(Egress::Host(gateway.id())))
 }
 
@@ -142,7 +144,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
     let Scratch { pair, policy, hop, .. } = scratch;
     let about = &mut pair.flow.about;
     (about.owner, about.out, about.mtu) = (from.id(), hop.uplink, hop.mtu);
-    (about.to_mac, about.from_mac) = (hop.to_mac, hop.from_mac);
+    (about.macs.to, about.macs.from) = (hop.to_mac, hop.from_mac);
     if !policy.has(policy_flags::MASQUERADE) {
         scratch.lead = Lead::Settled;
         return Ok(());
@@ -215,7 +217,7 @@ pub(crate) fn begin(scratch: &mut Scratch, from: &Port, from_mac: Mac, tables: i
     leave_unchanged(&mut pair.flow, datagram);
     // By an uplink the way back is asked for when there is something to send.
     let to_mac = if from.is_uplink() { Mac::ZERO } else { from.mac() };
-    pair.back = Way { out: from.id(), mtu: 0, to_mac, from_mac };
+    pair.back = Way { out: from.id(), mtu: 0, macs: Macs { to: to_mac, from: from_mac } };
     pair.flow.about.seen = tables.seconds();
     pair.flow.about.timeout = conntrack::first_timeout(datagram.key.protocol(), policy);
     (pair.flow.about.next, pair.flow.about.acknowledged) = (datagram.end, datagram.acknowledgement);

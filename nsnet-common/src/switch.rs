@@ -1,6 +1,7 @@
 //! Where does a frame go? Known unicast to one port; ARP and ND answered; other groups flooded; all else dropped.
 
 use crate::arp;
+use crate::capture::Moment;
 use crate::layout::{FLOOD_BURST_NS, FLOOD_COPY_NS, MAX_PORTS, Port, PortId, StationKey, port_of_mac};
 use crate::nd::{self, Answer};
 use crate::packet::Packet;
@@ -88,6 +89,7 @@ fn deliver(frame: &impl Packet, from: &Port, to: &Port, tables: impl Tables) -> 
         check_host_destination(frame, from, tables)?;
     }
     tables.count_sent(to.id(), frame.len());
+    tables.show(Moment::Left(to.id().ifindex()), frame);
     Ok(Verdict::Deliver(Egress::to(to)))
 }
 
@@ -102,6 +104,7 @@ fn deliver_to(frame: &impl Packet, from: &Port, to: PortId, tables: impl Tables)
 #[inline(always)]
 fn reply(frame: &impl Packet, from: &Port, tables: impl Tables) -> Outcome {
     tables.count_sent(from.id(), frame.len());
+    tables.show(Moment::After, frame);
     Ok(Verdict::Deliver(Egress::to(from)))
 }
 
@@ -128,6 +131,7 @@ fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl 
     }
     take_allowance(from.id(), copies, tables)?;
     tables.count_flooded(from.id());
+    tables.show(Moment::Flooded, frame);
 
     // All that the frame alone decides is decided once, not for each copy.
     let length = frame.len();
@@ -149,7 +153,7 @@ fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl 
         let refused = if on_wire > longest(&port) { Some(DropReason::TooLong) } else { None };
         let refused = if port.is_host() && refused.is_none() { host_refuses } else { refused };
         if let Some(reason) = refused {
-            tables.count_dropped(port.id(), reason, length);
+            tables.count_dropped(port.id(), reason, length, frame);
         } else {
             tables.count_sent(port.id(), length);
             frame.copy_to(&port);

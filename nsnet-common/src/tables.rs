@@ -1,5 +1,6 @@
 //! The maps, as the core sees them. Lookups return copies: an entry may change under a reference at any time.
 
+use crate::capture::Moment;
 use crate::layout::{
     About, AddressKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortId, Publish, Station, StationKey,
@@ -205,8 +206,12 @@ pub trait Tables: Copy {
     /// Counts a question from `port` that was answered here.
     fn count_answered(&self, port: PortId);
 
-    /// Counts a dropped frame: at the port it came from or, for one copy of a flooded frame, the port it was for.
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32);
+    /// Counts a dropped frame: at the port it came from or, for one copy of a flooded frame, the port it was for. Shows it,
+    /// too, and keeps it as the last one of the reason: some hundred times a second at most, for each port.
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet);
+
+    /// Shows the frame to who captures, if anybody does.
+    fn show(&self, moment: Moment, frame: &impl Packet);
 
     /// Counts a frame that came in by an uplink and is left to the host.
     fn count_passed(&self, uplink: PortId);
@@ -244,6 +249,12 @@ pub trait Tables: Copy {
     /// Removes one half of a mapping; `false` when it was gone.
     fn remove_mapping(&self, key: &MappingKey) -> bool;
 
+    /// Takes an endpoint for oneself, to remove what is dead of it; `false` while another CPU has it.
+    fn lock(&self, key: &MappingKey) -> bool;
+
+    /// Gives it back.
+    fn unlock(&self, key: &MappingKey);
+
     /// Adds to what `owner` holds, flows and ports. Negative numbers give back.
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64);
 
@@ -273,6 +284,9 @@ pub trait Tables: Copy {
 
     /// Remembers what the first fragment of a packet says.
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// Forgets what the first fragment of a packet said; `false` when it was forgotten already.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool;
 
     /// What has come by a port and waits for a first fragment.
     fn holding(&self, port: PortId) -> Holding;

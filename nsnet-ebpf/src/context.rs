@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
@@ -22,6 +24,7 @@ use nsnet_common::wire::{EtherType, Ethernet, IpProtocol};
 
 use crate::maps::{Maps, STAGES, scratch};
 use crate::outcome::DROP;
+use crate::words;
 
 /// Whether `bpf_redirect_peer` may be used; set by the loader. The verifier removes the branch not taken, so a kernel
 /// without the helper (before 5.10) never sees the call.
@@ -268,6 +271,17 @@ impl Packet for TcFrame {
         Some(unsafe { &*(start as *const T) })
     }
 
+    #[inline(always)]
+    fn copy<T: Wire + Copy>(&self, at: usize) -> Option<T> {
+        let from = core::ptr::from_ref(self.view::<T>(at)?).cast::<u8>();
+        let mut copy = MaybeUninit::<T>::uninit();
+        // SAFETY: the view and the copy are of this many bytes; any bytes are a T.
+        unsafe {
+            words::fetch::<T>(from, copy.as_mut_ptr().cast());
+            Some(copy.assume_init())
+        }
+    }
+
     /// By a helper, not by a direct write: a program with a direct write begins with a call that unshares every cloned
     /// frame, and every TCP segment that is switched is a clone (bpf_unclone_prologue(), net/core/filter.c).
     #[inline(always)]
@@ -276,6 +290,16 @@ impl Packet for TcFrame {
         // SAFETY: `value` is size_of::<T>() initialised bytes (T: IntoBytes); the helper checks the frame's length.
         let status = unsafe { bpf_skb_store_bytes(self.skb, at as u32, from, size_of::<T>() as u32, 0) };
         (status == 0).then_some(())
+    }
+
+    /// A direct write: see [`Packet::write`] for what it costs the program that it is in.
+    #[inline(always)]
+    fn overwrite<T: Wire>(&mut self, at: usize, value: &T) -> Option<()> {
+        let to = core::ptr::from_ref(self.view::<T>(at)?).cast_mut().cast::<u8>();
+        // SAFETY: the bytes are in the frame, nobody holds a view (&mut self), and the kernel has unshared the frame
+        // before the program began.
+        unsafe { words::put(value, to) };
+        Some(())
     }
 
     /// By the helper that knows whether the sum is partial (inet_proto_csum_replace_by_diff()), and how UDP's zero is meant.

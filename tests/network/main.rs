@@ -24,7 +24,9 @@
 
 mod addresses;
 mod bed;
+mod crash;
 mod ct;
+mod cut_off;
 mod dissect;
 mod dump;
 mod end;
@@ -57,5 +59,6 @@ mod scenarios;
 mod shot;
 mod sockets;
 mod switching;
+mod tracer;
 mod traffic;
 mod world;

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::layout::{FLOOD_COPY_NS, ForeignKey, HeldKey, Holding, PortId, REFUSAL_NS, Station};
+use crate::layout::{FLOOD_COPY_NS, ForeignKey, HeldKey, Holding, PortId, REFUSAL_NS, Station, whole_seconds};
 use crate::memory::MemoryTables;
 use crate::packet::Buffer;
 use crate::path;
@@ -73,7 +73,7 @@ impl Case {
             }
         }
         if self.expect.outcome == Err(DropReason::FragmentUnknown) {
-            state.holding.insert(self.port, Holding { count: 1, seen: (now / 1_000_000_000) as u32 });
+            state.holding.insert(self.port, Holding { count: 1, seen: whole_seconds(now) });
             state.held.insert(HeldKey { port: self.port, place: 0 }, self.frame.clone());
         }
         let places = self.expect.places.iter();

@@ -4,6 +4,7 @@
 //! older program's maps are never misread.
 
 mod ask;
+mod capture;
 mod flow;
 mod fragment;
 mod nat;
@@ -14,22 +15,26 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::wire::{IpAddress, Mac};
 pub use ask::{Answer, Question};
+pub use capture::{
+    CAPTURE_LEASE_NS, Capture, Capturing, Dropped, Event, KEPT_BYTES, LastDrop, MAX_REASONS, MAX_SNAPLEN, capture_modes,
+};
 pub use flow::{
     About, Flow, Flow4, FlowKey, FlowKey4, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_YOUNG_FLOWS, flow_flags,
+    whole_seconds,
 };
 pub use fragment::{
     FRAGMENT_TIMEOUT, Fragment, FragmentKey, HELD_BYTES, HELD_PER_PORT, Held, HeldKey, Holding, MAX_FRAGMENTS,
     MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
 };
 pub use nat::{
-    MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
+    MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
     PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
 };
 pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
 /// Version of everything in this file, part of the path of the pins.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -87,9 +92,11 @@ pub mod names {
     pub const CUT: &str = "cut";
     /// At no hook and pinned nowhere: answers `nsnet explain` what the kernel would answer the others.
     pub const ASK_HOST: &str = "ask_host";
-    /// Every program at a TC hook, or called by one.
-    pub const PROGRAMS: [&str; 9] =
-        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT];
+    /// Run by a process and at no hook: see [`sweep`](crate::sweep).
+    pub const SWEPT: &str = "swept";
+    /// Every program for frames: at a TC hook, called by one, or run by a process.
+    pub const PROGRAMS: [&str; 10] =
+        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, SWEPT];
     /// The programs at the root cgroup, which every socket meets; named like the hooks they are at.
     pub const SOCKET_PROGRAMS: [&str; 10] = [
         "connect4",
@@ -134,8 +141,16 @@ pub mod names {
     pub const SUBNETS: &str = "SUBNETS";
     /// Per-CPU array of [`PortCounters`](super::PortCounters) by port id.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Traffic`](super::Traffic).
+    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Dropped`](super::Dropped).
     pub const DROPS: &str = "DROPS";
+    /// Per-CPU array of [`LastDrop`](super::LastDrop) by the reason's code.
+    pub const LAST_DROPS: &str = "LAST_DROPS";
+    /// Global that user space writes: [`Capture`](super::Capture). In the object it is a section, and so a map of one entry.
+    pub const CAPTURE: &str = ".data.capture";
+    /// Hash of u32 to a ring buffer of [`Event`](super::Event)s: that of the capture that is on, at 0.
+    pub const RINGS: &str = "RINGS";
+    /// Per-CPU array of one [`Capturing`](super::Capturing).
+    pub const CAPTURING: &str = "CAPTURING";
     /// Array of u64 by port id: when the port's flood allowance is used up to, on the monotonic clock, nanoseconds.
     pub const FLOOD_CLOCKS: &str = "FLOOD_CLOCKS";
     /// Array of u64 by port id: when the port's allowance of ICMP errors is used up to, like `FLOOD_CLOCKS`.
@@ -173,7 +188,7 @@ pub mod names {
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";
     /// Every map.
-    pub const MAPS: [&str; 27] = [
+    pub const MAPS: [&str; 31] = [
         PORTS,
         NETWORKS,
         STATIONS,
@@ -201,7 +216,16 @@ pub mod names {
         HOLDING,
         LOCALS,
         ORIGINALS,
+        LAST_DROPS,
+        CAPTURE,
+        RINGS,
+        CAPTURING,
     ];
+
+    /// The name of a map's pin: a bpffs takes no dots.
+    pub fn pin(map: &str) -> &str {
+        map.trim_start_matches(".data.")
+    }
 
     /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).
     pub const USE_REDIRECT_PEER: &str = "USE_REDIRECT_PEER";

@@ -1,8 +1,10 @@
 //! The only module that does I/O: namespaces, links, addresses, routes, programs, maps, and the state file.
 
 pub mod address;
+pub mod alive;
 pub mod announce;
 mod batch;
+pub mod capture;
 pub mod cgroup;
 pub mod clsact;
 pub mod dataplane;
@@ -15,6 +17,8 @@ pub mod host;
 pub mod link;
 pub mod mappings;
 pub mod maps;
+pub mod members;
+pub mod monitor;
 pub mod mounts;
 pub mod named;
 pub mod neighbour;
@@ -28,10 +32,15 @@ pub mod ports;
 pub mod publish;
 pub mod reserved;
 pub mod route;
+mod signals;
 pub mod sockets;
+mod stages;
 mod steps;
 pub mod store;
+mod strays;
+pub mod sweep;
 pub mod sysctl;
+mod teardown;
 pub mod trial;
 pub mod uplink;
 pub mod veth;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope,
     RouteType, RouteVia,
@@ -76,6 +76,15 @@ impl Netlink {
     /// Adds a route. `Ok(false)` when there is a route to `dest` already: the same one *or another one*, which
     /// [`routes`](Self::routes) tells apart.
     pub fn add_route(&self, route: &Route) -> Result<bool> {
+        unless(self.new_route(route, NLM_F_CREATE | NLM_F_EXCL), &[Errno::EEXIST])
+    }
+
+    /// Adds a route in the place of another one to the same destination.
+    pub fn replace_route(&self, route: &Route) -> Result<()> {
+        self.new_route(route, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    fn new_route(&self, route: &Route, flags: u16) -> Result<()> {
         let mut message = describe(route);
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = RouteType::Unicast;
@@ -84,8 +93,7 @@ impl Netlink {
             (Some(_), _) | (None, IpNet::V6(_)) => RouteScope::Universe,
         };
         let what = format_args!("add route to {}", route.dest);
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        unless(self.ask(RouteNetlinkMessage::NewRoute(message), flags, what), &[Errno::EEXIST])
+        self.ask(RouteNetlinkMessage::NewRoute(message), flags, what).map(drop)
     }
 
     /// Removes a route that agrees in all that is given. `Ok(false)` when there is none.

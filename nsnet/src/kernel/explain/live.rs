@@ -6,6 +6,7 @@ use std::fmt;
 use std::hash::Hash;
 
 use aya::maps::MapData;
+use nsnet_common::capture::Moment;
 use nsnet_common::hash;
 use nsnet_common::layout::{
     AddressKey, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding, Mapping, MappingKey, Network,
@@ -276,9 +277,12 @@ impl<'a> Tables for &'a Live<'_> {
         (&self.memory).count_answered(port);
     }
 
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        (&self.memory).count_dropped(port, reason, length);
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet) {
+        (&self.memory).count_dropped(port, reason, length, frame);
     }
+
+    // Captures see what is, not what would be.
+    fn show(&self, _moment: Moment, _frame: &impl Packet) {}
 
     fn count_passed(&self, uplink: PortId) {
         (&self.memory).count_passed(uplink);
@@ -336,6 +340,15 @@ impl<'a> Tables for &'a Live<'_> {
         (&self.memory).remove_mapping(key)
     }
 
+    // Of the run alone: what it removes is removed nowhere else.
+    fn lock(&self, key: &MappingKey) -> bool {
+        (&self.memory).lock(key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        (&self.memory).unlock(key);
+    }
+
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
         self.fetch_usage(owner);
         (&self.memory).add_usage(owner, flows, ports);
@@ -378,6 +391,11 @@ impl<'a> Tables for &'a Live<'_> {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         self.fetch_fragment(key);
         (&self.memory).fragment(key)
+    }
+
+    // Only a process that sweeps asks for it.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        (&self.memory).forget_fragment(key)
     }
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {

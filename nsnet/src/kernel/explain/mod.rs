@@ -18,6 +18,7 @@ mod sender;
 mod test_run;
 
 use nix::time::{ClockId, clock_gettime};
+use nsnet_common::layout::whole_seconds;
 
 use self::copy::Copy;
 use self::globals::Globals;
@@ -89,7 +90,7 @@ impl Explainer {
         loop {
             tries += 1;
             let now = clock(ClockId::CLOCK_MONOTONIC)?;
-            let seconds = (clock(ClockId::CLOCK_MONOTONIC_COARSE)? / 1_000_000_000) as u32;
+            let seconds = whole_seconds(clock(ClockId::CLOCK_MONOTONIC_COARSE)?);
             let asker = self.copy.asker(arrival.entrance.ifindex())?;
             let live = Live::new(&self.live, &asker, self.secret, now, seconds);
             let passes = walk(arrival, &live);

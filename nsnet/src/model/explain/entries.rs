@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use nsnet_common::layout::{
     FLOOD_BURST_NS, Flow, FlowKey, FragmentKey, Mapping, MappingKey, Policy, Port, PortId, Publish, REFUSAL_BURST_NS,
-    Station, flow_flags, mapping_kinds, names, policy_flags,
+    Station, flow_flags, mapping_kinds, names, policy_flags, whole_seconds,
 };
 use nsnet_common::tables::{Age, Hop, Route};
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
@@ -43,7 +43,7 @@ pub struct Words<'a> {
 impl Words<'_> {
     /// The monotonic clock, seconds.
     pub fn seconds(&self) -> u32 {
-        (self.now / 1_000_000_000) as u32
+        whole_seconds(self.now)
     }
 
     /// A look-up.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use nsnet_common::capture::Moment;
 use nsnet_common::layout::{
     About, AddressKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortId, Publish, Station, StationKey, Usage,
@@ -194,9 +195,13 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         self.tables.count_answered(port);
     }
 
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet) {
         self.counted(Count::Dropped(port, reason, length));
-        self.tables.count_dropped(port, reason, length);
+        self.tables.count_dropped(port, reason, length, frame);
+    }
+
+    fn show(&self, moment: Moment, frame: &impl Packet) {
+        self.tables.show(moment, frame);
     }
 
     fn count_passed(&self, uplink: PortId) {
@@ -271,6 +276,15 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         was_there
     }
 
+    // Of the run alone: what it removes is removed nowhere else.
+    fn lock(&self, key: &MappingKey) -> bool {
+        self.tables.lock(key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        self.tables.unlock(key);
+    }
+
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
         self.changed(Change::Usage(owner, flows, ports));
         self.tables.add_usage(owner, flows, ports);
@@ -319,6 +333,10 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         let found = self.tables.fragment(key);
         self.looked(Lookup::Fragment(*key, found));
         found
+    }
+
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        self.tables.forget_fragment(key)
     }
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
