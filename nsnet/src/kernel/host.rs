@@ -272,14 +272,14 @@ impl Host {
     fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step]) -> Result<()> {
         store.begin(old, new, steps)?;
         let mut begun = 0;
-        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).or_else(|error| {
+        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).map_err(|error| {
             // The step that failed may be half done; undoing it is harmless.
             let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
-            Err(match undone {
+            match undone {
                 Ok(()) => error,
                 Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
                     .with_remedy("the next verb tries again"),
-            })
+            }
         });
         self.deleted.take();
         outcome

@@ -263,7 +263,7 @@ impl Look<'_> {
         for (ip, owner) in maps.owners(should.network(), &expected.addresses)? {
             match owner {
                 Some(owner) => {
-                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0))
+                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0));
                 }
                 None => found.push(Difference::lacks("entry of address", ip)),
             }
