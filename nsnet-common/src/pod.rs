@@ -10,9 +10,9 @@ mod user {
 
     use crate::bench::Template;
     use crate::layout::{
-        AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding,
-        Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish,
-        PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage,
+        AddressKey, Capture, Capturing, DropKey, Dropped, Event, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment,
+        FragmentKey, Held, HeldKey, Holding, LastDrop, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
+        Policy, Port, PortCounters, PortId, Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage,
     };
     use crate::wire::{IpAddress, Mac};
 
@@ -28,5 +28,6 @@ mod user {
 
     pod!(AddressKey, DropKey, ForeignKey, Mac, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey);
     pod!(SubnetKey, Traffic, Flow, Flow4, FlowKey, FlowKey4, Mapping, MappingKey, Policy, Publish, PublishedKey, Usage);
-    pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding, Template);
+    pod!(Capture, Capturing, Dropped, Event, LastDrop, Template);
+    pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding);
 }

@@ -7,15 +7,17 @@ use serde_json::json;
 use super::Answer;
 use super::output::{self, Format, Table, with_progress};
 use crate::kernel::host::Host;
-use crate::kernel::observe;
-use crate::model::state::State;
+use crate::kernel::observe::{self, Scope};
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
     let state = host.state()?;
-    let drift = with_progress("comparing with the kernel", || observe::drift(host, &state))?;
+    let drift = with_progress("comparing with the kernel", || observe::drift(host, &state, &Scope::Everything))?;
     let mut table = Table::new(&["object", "drift"]);
-    for drift in &drift {
-        table.row([json!(drift.object), json!(drift.what)]);
+    if let Some(disorder) = host.disorder()? {
+        table.row([json!("state"), json!(disorder)]);
+    }
+    for (object, difference) in drift.iter().flat_map(|drift| drift.differences.iter().map(|d| (&drift.object, d))) {
+        table.row([json!(object.to_string()), json!(difference.to_string())]);
     }
     let loaded = host.dataplane.is_loaded();
     match format {
@@ -42,7 +44,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
                 state.publishes.len(),
                 if loaded { "loaded" } else { "not loaded" },
             ))?;
-            if drift.is_empty() {
+            if table.is_empty() {
                 output::line("no drift: the kernel is as it should be")?;
             } else {
                 output::print(format, &table)?;
@@ -50,15 +52,10 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             }
         }
     }
-    Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if table.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn down(host: &Host) -> Answer {
-    with_progress("taking everything down", || {
-        host.change(|state| {
-            *state = State::default();
-            Ok(())
-        })
-    })?;
+    with_progress("taking everything down", || host.down())?;
     Ok(ExitCode::SUCCESS)
 }
