@@ -14,7 +14,8 @@ use nsnet_common::memory::MemoryTables;
 use nsnet_common::packet::Buffer;
 use nsnet_tests::scratch::in_new_namespace;
 
-use crate::machine::{Machine, is_taken, steady};
+use crate::clock::steady;
+use crate::machine::{Machine, is_taken};
 
 /// How much more is a regression.
 const GROSS: f64 = 2.0;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
@@ -172,6 +172,17 @@ impl Machine {
             _sockets: sockets,
             ebpf,
         })
+    }
+
+    /// A map that is not among those that are filled and compared.
+    pub(crate) fn take_map(&mut self, name: &str) -> Result<Map> {
+        self.ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+    }
+
+    /// The index of the interface at which [`Machine::run`] has a frame of this port come in.
+    pub(crate) fn ifindex(&self, port: PortId) -> u32 {
+        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
+        if port == PortId::NONE { LOOPBACK } else { ifindex }
     }
 
     /// Instructions that the verifier walked through, by program.
@@ -351,8 +362,7 @@ impl Machine {
 
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
     pub(crate) fn run(&mut self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
-        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
-        let context = context(hook, if port == PortId::NONE { LOOPBACK } else { ifindex }, frame.len(), gso_size);
+        let context = context(hook, self.ifindex(port), frame.len(), gso_size);
         let mut bytes = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),

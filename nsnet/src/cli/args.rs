@@ -9,6 +9,8 @@ use nsnet_common::layout::FlowState;
 use nsnet_common::wire::{IpProtocol, Mac};
 
 use super::agent::AgentArgs;
+use super::capture::CaptureArgs;
+use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
 use super::output::Format;
 use crate::model::edit::MTU_IPV4;
@@ -81,8 +83,10 @@ pub(super) enum Command {
     Nat(NatVerb),
     /// What each port has received, sent and dropped
     Stats,
-    /// What was dropped, where and why
-    Drops,
+    /// What was dropped, where and why, and the last packet of each reason
+    Drops(DropsArgs),
+    /// Capture packets with what became of them: drops with their reason, both sides of NAT
+    Capture(CaptureArgs),
     /// What would become of a packet, and why: each stage, what it goes by, the verdict. Nothing is changed
     Explain(ExplainArgs),
     /// What should be, and where the kernel differs (exit code 1 then)
@@ -453,12 +457,12 @@ pub(super) enum NatVerb {
 }
 
 /// A prefix, or one address.
-fn prefix(text: &str) -> Result<IpNet, String> {
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     parsed.ok_or_else(|| "say an address, or a prefix such as 192.168.1.0/24".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: Option<f64> = text.parse().ok().filter(|seconds| (0.05..=86400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "say seconds, 0.05 to 86400".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C and its like as a flag, so that the lab is taken down on the way out rather than left behind.
+//! Ctrl-C and its like as a flag, so that a verb ends what it began on the way out rather than leave it behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,9 +31,14 @@ impl Interrupt {
         Ok(Self(flag))
     }
 
+    /// Whether the user has asked for an end.
+    pub(in crate::cli) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// An error once the user has asked for an end.
     pub(in crate::cli) fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) {
+        if self.is_set() {
             bail!("interrupted: the lab was taken down");
         }
         Ok(())

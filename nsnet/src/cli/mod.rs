@@ -6,9 +6,11 @@ mod attach;
 mod bench;
 mod bypassed;
 mod cable;
+mod capture;
 mod ct;
 mod demo;
 mod doctor;
+mod drops;
 mod explain;
 mod interrupt;
 #[cfg(feature = "log")]
@@ -75,7 +77,8 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Ct(verb) => ct::run(&host()?, format, verb),
         Command::Nat(_list) => nat::list(&host()?, format),
         Command::Stats => show::stats(&host()?, format),
-        Command::Drops => show::drops(&host()?, format),
+        Command::Drops(args) => drops::drops(&host()?, format, args),
+        Command::Capture(args) => capture::capture(&host()?, format, args),
         Command::Explain(args) => explain::explain(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),

@@ -8,6 +8,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -21,6 +23,9 @@ use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netns::NetNs;
 use super::{sockets, stages};
+
+/// How long taking a program off may take.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -185,7 +190,16 @@ impl Dataplane {
         let what = || format!("attach {} to {interface}", hook.program());
         let mut program = self.pinned(hook.program())?;
         self.detach(port)?;
-        let link = put_on(&mut program, features, interface, hook)?;
+        let began = Instant::now();
+        let link = loop {
+            match put_on(&mut program, features, interface, hook) {
+                // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
+                Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
+                    thread::sleep(GRACE / 100);
+                }
+                put => break put?,
+            }
+        };
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         if !features.tcx {
             // The filter belongs to the interface and goes with it: dropping the link must not take it off.

@@ -334,7 +334,8 @@ impl Host {
 
     /// Removes what is of no use any more: of this host, and of hosts that are gone.
     pub(super) fn tidy(&self, state: &State) {
-        let unmarked = if state.is_empty() { alive::unmark(&self.key) } else { Ok(()) };
+        let unmark = || alive::unmark(&self.key);
+        let unmarked = if state.is_empty() { unmark().or_else(|_error| unmark()) } else { Ok(()) };
         match unmarked.and_then(|()| alive::sweep()) {
             Ok(swept) => {
                 for host in swept {

@@ -1,9 +1,11 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
+pub mod capture;
 pub mod drift;
 pub mod edit;
 pub mod explain;
 pub mod flow;
+pub mod headers;
 pub mod ipam;
 pub mod name;
 pub mod plan;
