@@ -78,6 +78,7 @@ impl Table {
         // A place is as long as a key, or a word.
         let (mut from, mut next) = ([0u8; 64], [0u8; 64]);
         let mut is_first = true;
+        let zeros = vec![0u8; self.value];
         let mut entries = BTreeMap::new();
         loop {
             let mut request = Request {
@@ -101,9 +102,8 @@ impl Table {
                 bail!("cannot read {}: {outcome:?}", self.name);
             }
             let read = keys.chunks_exact(self.key).zip(values.chunks_exact(self.value)).take(request.count as usize);
-            entries.extend(
-                read.filter(|(_, value)| value.iter().any(|byte| *byte != 0)).map(|(k, v)| (k.to_vec(), v.to_vec())),
-            );
+            let read = read.filter(|(_, value)| *value != zeros);
+            entries.extend(read.map(|(key, value)| (key.to_vec(), value.to_vec())));
             if outcome.is_err() {
                 return Ok(entries);
             }

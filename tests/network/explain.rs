@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// After so many packets it is seen that nobody got anything that was not said.
 const BATCH: usize = 20;
 
-/// No kernel sends anything of its own: packet sockets and redirects pass by these rules.
+/// Packet sockets and redirects pass by these rules.
 const SILENCE: &str = "
 table inet silence {
     chain out { type filter hook output priority 0; policy drop; }
@@ -137,7 +137,8 @@ fn ip_batch(ns: &str, lines: &str) -> Result<()> {
     Ok(())
 }
 
-fn silence(ns: &NetNs) -> Result<()> {
+/// Keeps a namespace's kernel from sending anything of its own.
+pub(crate) fn silence(ns: &NetNs) -> Result<()> {
     ns.run(|| {
         let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("run nft")?;
         nft.stdin.take().context("write to nft")?.write_all(SILENCE.as_bytes())?;

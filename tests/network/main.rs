@@ -33,6 +33,7 @@ mod dump;
 mod end;
 mod explain;
 mod explain_frames;
+mod explain_words;
 mod faults;
 mod fragments;
 mod icmp;

@@ -174,7 +174,8 @@ impl Look<'_> {
 
     fn dataplane(&self, state: &State, missing: Vec<String>) -> Result<Vec<Difference>> {
         if state.networks.is_empty() {
-            let is_there = self.host.dataplane.loaded()?;
+            // Without any state, it is the file that is missing ([`Host::disorder`]).
+            let is_there = !state.is_empty() && self.host.dataplane.loaded()?;
             return Ok(is_there.then(|| Difference::extra("programs", "without a network")).into_iter().collect());
         }
         if !self.host.dataplane.loaded()? {

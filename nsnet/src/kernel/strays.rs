@@ -148,7 +148,7 @@ impl Known {
             let is_port = PortId::from_ifindex(link.index) != PortId::NONE && link.kind.as_deref() == Some("veth");
             let is_named_so = link.name.starts_with("veth-") && link.name.ends_with("-br");
             if is_port && is_named_so && !self.interfaces.contains(&link.name) {
-                strays.push((Stray::Interface(link.name), "the host"));
+                strays.push((Stray::Interface { index: link.index, name: link.name }, "the host"));
             }
         }
         Ok(())
@@ -157,13 +157,8 @@ impl Known {
 
 /// Removes a leftover.
 pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
-    if let Stray::Interface(name) = stray {
-        return match host.netlink.link(name)? {
-            Some(link) if PortId::from_ifindex(link.index) != PortId::NONE => {
-                host.netlink.delete_link(link.index).map(|_was_there| ())
-            }
-            Some(_) | None => Ok(()),
-        };
+    if let Stray::Interface { index, .. } = stray {
+        return host.netlink.delete_link(*index).map(|_was_there| ());
     }
     if let Stray::Link(port) = stray {
         return host.dataplane.detach(PortId(*port));
@@ -196,6 +191,6 @@ pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
             let key = PublishedKey::new(IpProtocol(*protocol), IpAddress::from(*ip), *port);
             PublishMaps::of(&maps)?.remove_prefix(key, *bits)
         }
-        Stray::Link(_) | Stray::Interface(_) => Ok(()),
+        Stray::Link(_) | Stray::Interface { .. } => Ok(()),
     }
 }

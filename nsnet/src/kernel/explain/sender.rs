@@ -157,7 +157,8 @@ fn way(netlink: &Netlink, wish: &Wish, only: Option<&Link>, is_told: bool) -> Re
         |link: &Link| Way { index: link.index, via: None, source: None, is_local: false, is_broadcast: false };
     let is_group = group_mac(ip).is_some();
     match only {
-        Some(link) if wish.what == What::Neighbour || is_group => Ok(Some(on_link(link))),
+        // Whoever names the receiver's MAC asks for no route either.
+        Some(link) if wish.what == What::Neighbour || is_group || wish.to_mac.is_some() => Ok(Some(on_link(link))),
         Some(link) => netlink.way_to(ip, source, is_told.then_some(link.index)),
         None => netlink.way_to(ip, source, None),
     }
