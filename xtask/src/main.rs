@@ -106,9 +106,9 @@ mod tests {
 
     #[test]
     fn bench_takes_its_own_option_and_hands_on_the_rest() {
-        let parse = |line: &[&str]| match Cli::parse_from(line).command {
-            Verb::Bench { gate, args } => (gate, args.len()),
-            _ => panic!("not a bench: {line:?}"),
+        let parse = |line: &[&str]| {
+            let Verb::Bench { gate, args } = Cli::parse_from(line).command else { panic!("not a bench: {line:?}") };
+            (gate, args.len())
         };
         assert_eq!(parse(&["xtask", "bench"]), (false, 0));
         assert_eq!(parse(&["xtask", "bench", "--gate"]), (true, 0));

@@ -177,7 +177,7 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.change_in(Store::locked(&self.key, self.on_note)?, edit, look)
+        self.change_in(&Store::locked(&self.key, self.on_note)?, edit, look)
     }
 
     /// The same without waiting: `None` when another verb is under way, and nothing was done.
@@ -187,26 +187,26 @@ impl Host {
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
         match Store::locked_if_free(&self.key)? {
-            Some(store) => self.change_in(store, edit, look).map(Some),
+            Some(store) => self.change_in(&store, edit, look).map(Some),
             None => Ok(None),
         }
     }
 
     fn change_in<T>(
         &self,
-        store: Store,
+        store: &Store,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
         let _whole = Uninterrupted::begin()?;
-        let old = self.settled(&store)?;
+        let old = self.settled(store)?;
         let change = self.prepare(old, edit, look)?;
         self.check(&change.steps)?;
         if !change.new.is_empty() {
             self.mark();
         }
         if !change.steps.is_empty() {
-            self.replace(&store, &change.old, &change.new, &change.steps)?;
+            self.replace(store, &change.old, &change.new, &change.steps)?;
         } else if change.new != change.old {
             store.save(&change.new)?;
         }

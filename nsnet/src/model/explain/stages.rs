@@ -148,10 +148,8 @@ impl Draft<'_> {
                 None => "about a packet of no flow".to_owned(),
             },
             Some(Stage::Lead) => self.lead(step.lead, words),
-            Some(Stage::Open) => match step.lead {
-                Lead::KeepOrPool => "it may open a flow, masqueraded".to_owned(),
-                _ => "it may open a flow".to_owned(),
-            },
+            Some(Stage::Open) if step.lead == Lead::KeepOrPool => "it may open a flow, masqueraded".to_owned(),
+            Some(Stage::Open) => "it may open a flow".to_owned(),
             Some(Stage::Publish) => {
                 let place = self
                     .lookups()
