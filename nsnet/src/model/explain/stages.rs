@@ -105,7 +105,10 @@ impl Draft<'_> {
             Ok(_) | Err(_) => None,
         };
         let (says, by) = match reason {
-            Some(reason) => (format!("dropped, {}: {}", reason.label(), reason.sentence()), lookups.last()),
+            Some(reason) => (
+                format!("dropped, {}: {}", reason.label(), reason.sentence()),
+                lookups.iter().rfind(|it| it.table != names::HOLDING),
+            ),
             None => {
                 let tells = deciding(self.stage);
                 let of_stage = |entry: &&Entry| tells.is_empty() || tells.contains(&entry.table);
