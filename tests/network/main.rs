@@ -20,13 +20,14 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal
+//!   networks   apart, opened and internal              bench      a very short run of it
 //!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
 //!   examples   those that are shipped                   crowd      hundreds at once
 //! ```
 
 mod addresses;
 mod bed;
+mod bench;
 mod crash;
 mod crowd;
 mod ct;
@@ -39,6 +40,7 @@ mod end;
 mod examples;
 mod explain;
 mod explain_frames;
+mod explain_words;
 mod faults;
 mod file;
 mod fragments;

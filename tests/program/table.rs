@@ -145,7 +145,7 @@ fn table(mut machine: Machine) -> Result<()> {
 }
 
 /// Why a case cannot be run by BPF_PROG_TEST_RUN, if it cannot.
-fn why_not(case: &Case) -> Result<Option<&'static str>> {
+pub(crate) fn why_not(case: &Case) -> Result<Option<&'static str>> {
     let tables = case.tables(NOON);
     let oldest = tables.stations.borrow().values().filter(|station| !station.is_fixed()).map(|s| s.age(NOON)).max();
     Ok(if case.tag_aside {
@@ -164,7 +164,7 @@ fn why_not(case: &Case) -> Result<Option<&'static str>> {
 }
 
 /// Why a sequence cannot be run by BPF_PROG_TEST_RUN, if it cannot.
-fn why_not_all(sequence: &Sequence) -> Result<Option<&'static str>> {
+pub(crate) fn why_not_all(sequence: &Sequence) -> Result<Option<&'static str>> {
     Ok(if u64::from(sequence.duration()) * 1_000_000_000 > monotonic()? {
         Some("the machine was started after what the sequence says has happened")
     } else if sequence.steps.iter().any(|step| step.reroutes) {

@@ -10,6 +10,8 @@ use nsnet_common::wire::IpProtocol;
 
 use super::agent::AgentArgs;
 use super::apply::FileArgs;
+use super::capture::CaptureArgs;
+use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
 use super::output::Format;
 use crate::model::flow::{parse_protocol, parse_state};
@@ -79,8 +81,10 @@ pub(super) enum Command {
     Nat(NatVerb),
     /// What each port has received, sent and dropped
     Stats,
-    /// What was dropped, where and why
-    Drops,
+    /// What was dropped, where and why, and the last packet of each reason
+    Drops(DropsArgs),
+    /// Capture packets with what became of them: drops with their reason, both sides of NAT
+    Capture(CaptureArgs),
     /// Show what `apply` would do: what comes (+), becomes another or is put right (~), and goes (-)
     Plan(FileArgs),
     /// Make the kernel what a file says: what is not in it is taken away, what fails is taken back
@@ -100,6 +104,8 @@ pub(super) enum Command {
     /// Print what the programs log, until interrupted (development builds only)
     #[cfg(feature = "log")]
     Log,
+    /// Measure it beside bridges, rules and other ways, in labs of its own, and write a report
+    Bench(super::bench::BenchArgs),
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
 }
@@ -331,12 +337,12 @@ pub(super) enum NatVerb {
 }
 
 /// A prefix, or one address.
-fn prefix(text: &str) -> Result<IpNet, String> {
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     parsed.ok_or_else(|| "say an address, or a prefix such as 192.168.1.0/24".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: Option<f64> = text.parse().ok().filter(|seconds| (0.05..=86400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "say seconds, 0.05 to 86400".to_owned())
 }

@@ -8,6 +8,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -19,8 +21,12 @@ use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::{sockets, stages};
+
+/// How long taking a program off may take.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -80,7 +86,7 @@ impl Dataplane {
     /// The pins that are not there, below the host's folder.
     pub fn missing_pins(&self) -> Result<Vec<String>> {
         let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
-        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{}", names::pin(name)));
         let mut missing = Vec::new();
         for pin in programs.chain(maps) {
             if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
@@ -185,7 +191,16 @@ impl Dataplane {
         let what = || format!("attach {} to {interface}", hook.program());
         let mut program = self.pinned(hook.program())?;
         self.detach(port)?;
-        let link = put_on(&mut program, features, interface, hook)?;
+        let began = Instant::now();
+        let link = loop {
+            match put_on(&mut program, features, interface, hook) {
+                // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
+                Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
+                    thread::sleep(GRACE / 100);
+                }
+                put => break put?,
+            }
+        };
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         if !features.tcx {
             // The filter belongs to the interface and goes with it: dropping the link must not take it off.
@@ -231,8 +246,14 @@ impl Dataplane {
     /// Whether our program is on `interface` now, as the kernel tells it.
     pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         if !features.tcx {
-            // The kernel has no query for clsact filters by program; the filter lives as long as the interface.
-            return Ok(true);
+            let netlink = Netlink::inside(&NetNs::current()?)?;
+            let Some(link) = netlink.link(interface)? else { return Ok(false) };
+            let ours = self.program_id(hook.program())?;
+            let filters = match hook {
+                Hook::Namespace | Hook::Uplink => netlink.bpf_filters(link.index)?,
+                Hook::Host => netlink.bpf_filters_at_egress(link.index)?,
+            };
+            return Ok(filters.iter().any(|filter| filter.program == ours));
         }
         if PinnedLink::from_pin(self.link_path(port)).is_err() {
             return Ok(false);

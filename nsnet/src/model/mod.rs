@@ -1,5 +1,6 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
+pub mod capture;
 pub mod declaration;
 pub mod declare;
 pub mod diff;
@@ -7,6 +8,7 @@ pub mod drift;
 pub mod edit;
 pub mod explain;
 pub mod flow;
+pub mod headers;
 pub mod ipam;
 pub mod name;
 pub mod plan;
