@@ -72,7 +72,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         namespaces: RefCell::default(),
         found: Vec::new(),
     };
-    for name in state.namespaces.keys() {
+    for name in state.used_namespaces() {
         look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
     look.at(Object::Dataplane, |look| look.dataplane(state, &missing))?;
