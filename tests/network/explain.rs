@@ -350,9 +350,12 @@ fn counts(maps: &Maps, state: &State) -> Result<Counts> {
         counts.insert((*port, "answered".to_owned()), of_events(counters.answered));
         counts.insert((*port, "passed".to_owned()), of_events(counters.passed));
     }
-    for ((port, code), traffic) in maps.drops()? {
+    for ((port, code), dropped) in maps.drops()? {
         let reason = nsnet_common::verdict::DropReason::from_code(code).context("an unknown reason")?;
-        counts.insert((port, format!("dropped {}", reason.label())), (traffic.packets as i64, traffic.bytes as i64));
+        counts.insert(
+            (port, format!("dropped {}", reason.label())),
+            (dropped.traffic.packets as i64, dropped.traffic.bytes as i64),
+        );
     }
     let published = PublishMaps::of(maps)?;
     for publish in &state.publishes {

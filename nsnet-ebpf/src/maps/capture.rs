@@ -18,7 +18,7 @@ use super::{CAPTURING, RINGS, tag_of};
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.capture")]
 static CAPTURE: Shared = Shared(UnsafeCell::new(Capture::OFF));
-const _: () = assert!(matches!(names::CAPTURE.as_bytes(), b".data.capture"));
+const _: () = assert!(matches!(names::CAPTURE_SECTION.as_bytes(), b".data.capture"));
 
 #[repr(transparent)]
 struct Shared(UnsafeCell<Capture>);
