@@ -20,6 +20,7 @@
 //!     wire    what the bytes mean, one file per protocol
 //!   socket    redirect() original() is_reserved()  published ports for the host's own sockets
 //!   capture   which frames are shown to who captures, and when
+//!   sweep     end()              what a process found dead ends as if a packet had met it
 //!   packet    trait Packet: the frame            implemented by TcFrame (BPF) and Buffer (host)
 //!   tables    trait Tables: the maps             implemented by Maps (BPF) and MemoryTables (host)
 //!   verdict   Verdict and DropReason: every way it can end
@@ -46,6 +47,7 @@
 )]
 
 pub mod arp;
+pub mod bench;
 pub mod capture;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
@@ -75,6 +77,7 @@ pub mod scratch;
 pub mod socket;
 #[cfg(any(test, feature = "std"))]
 pub mod state;
+pub mod sweep;
 pub mod switch;
 pub mod tables;
 pub mod verdict;

@@ -103,7 +103,8 @@ impl DropReason {
             | Self::Protocol
             | Self::NoUplink
             | Self::AddressChanged
-            | Self::OwnSource => None,
+            | Self::OwnSource
+            | Self::Busy => None,
         }
     }
 }

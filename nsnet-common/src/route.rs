@@ -104,7 +104,12 @@ pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) ->
 /// Once a second: keeps the flow alive, asks for its way again, and makes the kernel see to its neighbour.
 #[inline(never)]
 fn refresh(from: &Port, scratch: &mut Scratch, age: Age, now: u32, tables: impl Tables) -> Result<(), DropReason> {
-    conntrack::refresh(scratch, age, now, tables);
+    if !conntrack::refresh(scratch, age, now, tables) {
+        // Half of a flow would live on as long as somebody speaks, unheard: it is made anew.
+        conntrack::end(&scratch.datagram.key, &scratch.flow, age, tables);
+        scratch.is_known = false;
+        return Ok(());
+    }
     if from.is_uplink() || scratch.flow.about.other_side != NetworkId::OUTSIDE {
         return Ok(());
     }

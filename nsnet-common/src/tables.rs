@@ -249,6 +249,12 @@ pub trait Tables: Copy {
     /// Removes one half of a mapping; `false` when it was gone.
     fn remove_mapping(&self, key: &MappingKey) -> bool;
 
+    /// Takes an endpoint for oneself, to remove what is dead of it; `false` while another CPU has it.
+    fn lock(&self, key: &MappingKey) -> bool;
+
+    /// Gives it back.
+    fn unlock(&self, key: &MappingKey);
+
     /// Adds to what `owner` holds, flows and ports. Negative numbers give back.
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64);
 
@@ -278,6 +284,9 @@ pub trait Tables: Copy {
 
     /// Remembers what the first fragment of a packet says.
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// Forgets what the first fragment of a packet said; `false` when it was forgotten already.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool;
 
     /// What has come by a port and waits for a first fragment.
     fn holding(&self, port: PortId) -> Holding;

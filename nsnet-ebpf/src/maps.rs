@@ -14,10 +14,10 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHas
 use nsnet_common::layout::{
     AddressKey, Capturing, DropKey, Dropped, Event, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey,
     Held, HeldKey, Holding, LastDrop, MAX_ADDRESSES, MAX_DROP_COUNTERS, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_FRAGMENTS,
-    MAX_HELD, MAX_LOCALS, MAX_MAPPINGS, MAX_NETWORKS, MAX_ORIGINALS, MAX_PORTS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES,
-    MAX_REASONS, MAX_STATIONS, MAX_SUBNETS, MAX_UPLINKS, MAX_YOUNG_FLOWS, Mapping, MappingKey, Network, NetworkId,
-    Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey, Station, StationKey, SubnetKey,
-    Usage, names,
+    MAX_HELD, MAX_LOCALS, MAX_LOCKS, MAX_MAPPINGS, MAX_NETWORKS, MAX_ORIGINALS, MAX_PORTS, MAX_PUBLISHED_PREFIXES,
+    MAX_PUBLISHES, MAX_REASONS, MAX_STATIONS, MAX_SUBNETS, MAX_UPLINKS, MAX_YOUNG_FLOWS, Mapping, MappingKey, Network,
+    NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey, Station, StationKey,
+    SubnetKey, Usage, names,
 };
 use nsnet_common::scratch::Scratch;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -67,6 +67,9 @@ static YOUNG4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(MAX_YO
 static YOUNG6: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_YOUNG_FLOWS, 0);
 #[map]
 static MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * MAX_MAPPINGS, BPF_F_NO_PREALLOC);
+/// Made at load: it must never be without room.
+#[map]
+static LOCKS: HashMap<MappingKey, u8> = HashMap::with_max_entries(MAX_LOCKS, 0);
 #[map]
 static USAGE: Array<Usage> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]

@@ -9,6 +9,7 @@ use nsnet_common::layout::{Answer, PortId, Question};
 use nsnet_common::packet::Packet as _;
 use nsnet_common::path;
 use nsnet_common::scratch::Scratch;
+use nsnet_common::sweep;
 use nsnet_common::tables::{Hop, Tables as _};
 use nsnet_common::verdict::Outcome;
 use nsnet_common::wire::Ethernet;
@@ -105,6 +106,13 @@ pub(crate) fn ask_host(ctx: TcContext) -> i32 {
     let has_socket = maps.has_socket(&key);
     frame.write(Ethernet::LEN, &Answer::new(route, &hop, has_socket));
     outcome::DROP
+}
+
+/// At no hook: run by a process (BPF_PROG_TEST_RUN) to end what it has found dead. 1 when it was.
+#[classifier]
+pub(crate) fn swept(ctx: TcContext) -> i32 {
+    let frame = TcFrame::new(ctx, Hook::Ingress);
+    i32::from(sweep::end(&frame, frame.maps()))
 }
 
 /// What the stages have in common that go on from either side: the frame, where it came in, and its workplace.

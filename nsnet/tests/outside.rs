@@ -58,6 +58,7 @@ fn eth(name: &str, ifindex: u32) -> Candidate {
         addresses: vec!["192.0.2.1/24".parse().unwrap()],
         routes: Vec::new(),
         has_qdisc: false,
+        stays: false,
     }
 }
 

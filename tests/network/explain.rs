@@ -341,8 +341,8 @@ fn counts(maps: &Maps, state: &State) -> Result<Counts> {
     let members = state.members();
     let ports: Vec<PortId> =
         members.iter().map(|member| member.port).chain(state.uplinks.iter().map(|uplink| uplink.port())).collect();
+    let of_traffic = |traffic: nsnet_common::layout::Traffic| (traffic.packets as i64, traffic.bytes as i64);
     for (port, counters) in ports.iter().zip(maps.counters(ports.iter().copied())?) {
-        let of_traffic = |traffic: nsnet_common::layout::Traffic| (traffic.packets as i64, traffic.bytes as i64);
         let of_events = |events: u64| (events as i64, 0);
         counts.insert((*port, "rx".to_owned()), of_traffic(counters.received));
         counts.insert((*port, "tx".to_owned()), of_traffic(counters.sent));
@@ -352,10 +352,7 @@ fn counts(maps: &Maps, state: &State) -> Result<Counts> {
     }
     for ((port, code), dropped) in maps.drops()? {
         let reason = nsnet_common::verdict::DropReason::from_code(code).context("an unknown reason")?;
-        counts.insert(
-            (port, format!("dropped {}", reason.label())),
-            (dropped.traffic.packets as i64, dropped.traffic.bytes as i64),
-        );
+        counts.insert((port, format!("dropped {}", reason.label())), of_traffic(dropped.traffic));
     }
     let published = PublishMaps::of(maps)?;
     for publish in &state.publishes {

@@ -14,7 +14,8 @@ use nsnet_common::verdict::Outcome;
 use nsnet_tests::scratch::in_new_namespace;
 use zerocopy::FromBytes as _;
 
-use crate::machine::{LATE, Machine, Ran, monotonic, steady};
+use crate::clock::{LATE, monotonic, steady};
+use crate::machine::{Machine, Ran};
 use crate::table::{action, why_not, why_not_all};
 
 /// What the ring has room for.

@@ -27,7 +27,7 @@ pub use fragment::{
     MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
 };
 pub use nat::{
-    MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
+    MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
     PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
 };
 pub use port::{Port, flags};
@@ -92,9 +92,11 @@ pub mod names {
     pub const CUT: &str = "cut";
     /// At no hook and pinned nowhere: answers `nsnet explain` what the kernel would answer the others.
     pub const ASK_HOST: &str = "ask_host";
-    /// Every program at a TC hook, or called by one.
-    pub const PROGRAMS: [&str; 9] =
-        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT];
+    /// Run by a process and at no hook: see [`sweep`](crate::sweep).
+    pub const SWEPT: &str = "swept";
+    /// Every program for frames: at a TC hook, called by one, or run by a process.
+    pub const PROGRAMS: [&str; 10] =
+        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, SWEPT];
     /// The programs at the root cgroup, which every socket meets; named like the hooks they are at.
     pub const SOCKET_PROGRAMS: [&str; 10] = [
         "connect4",

@@ -13,6 +13,7 @@ use nsnet_common::layout::{
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
     Station, StationKey, SubnetKey, Usage, whole_seconds,
 };
+use nsnet_common::nat;
 use nsnet_common::packet::Packet;
 use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route, Tables};
 use nsnet_common::verdict::DropReason;
@@ -21,8 +22,8 @@ use nsnet_common::wire::{Ethernet, IpAddress, IpProtocol, Mac};
 use super::flows::{MapFlow, bury4, bury6, insert_flow, remove_flow};
 use super::{
     ADDRESSES, COUNTERS, DROPS, FLOOD_CLOCKS, FLOWS4, FLOWS6, FOREIGN, FRAGMENTS, HELD, HELD_HERE, HOLDING, LOCALS,
-    MAPPINGS, NETWORKS, ORIGINALS, POLICIES, PORTS, PUBLISH_HITS, PUBLISHED, PUBLISHES, RECLAIMED, REFUSAL_CLOCKS,
-    STATIONS, SUBNETS, UPLINKS, USAGE, YOUNG4, YOUNG6,
+    LOCKS, MAPPINGS, NETWORKS, ORIGINALS, POLICIES, PORTS, PUBLISH_HITS, PUBLISHED, PUBLISHES, RECLAIMED,
+    REFUSAL_CLOCKS, STATIONS, SUBNETS, UPLINKS, USAGE, YOUNG4, YOUNG6,
 };
 use super::{capture, drops};
 use crate::context::refill;
@@ -76,8 +77,8 @@ unsafe extern "C" fn forget(
 ) -> i64 {
     // SAFETY: the kernel passes an entry of MAPPINGS, and reclaim() passes the handle.
     let (key, mapping, maps) = unsafe { (&*key, &*mapping, *maps) };
-    if !mapping.is_alive(maps.seconds()) && maps.remove_mapping(key) && key.side == NetworkId::OUTSIDE {
-        maps.add_usage(mapping.owner, 0, -1);
+    if !mapping.is_alive(maps.seconds()) {
+        nat::forget_dead(key, maps);
     }
     0
 }
@@ -326,6 +327,17 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn lock(&self, key: &MappingKey) -> bool {
+        LOCKS.insert(key, 1, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn unlock(&self, key: &MappingKey) {
+        // It is there: only who has locked it unlocks it.
+        let _was_there = LOCKS.remove(key);
+    }
+
+    #[inline(always)]
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
         if let Some(usage) = USAGE.get_ptr_mut(u32::from(owner.0)) {
             // SAFETY: aligned words of a value that lives as long as the map; other CPUs only add to them, too.
@@ -384,6 +396,11 @@ impl Tables for Maps {
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         // Without it the others wait in vain, as after a loss on a wire.
         let _forgotten = FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        FRAGMENTS.remove(key).is_ok()
     }
 
     #[inline(always)]

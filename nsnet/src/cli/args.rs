@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use nsnet_common::layout::FlowState;
 use nsnet_common::wire::{IpProtocol, Mac};
 
+use super::agent::AgentArgs;
 use super::capture::CaptureArgs;
 use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
@@ -92,11 +93,15 @@ pub(super) enum Command {
     Status,
     /// Take down everything that nsnet made on this host
     Down,
+    /// Look after the dataplane: follow uplinks, repair, sweep, serve metrics and health; nothing depends on it
+    Agent(AgentArgs),
     /// What this kernel can do, what is missing, and what is used instead
     Doctor,
     /// Print what the programs log, until interrupted (development builds only)
     #[cfg(feature = "log")]
     Log,
+    /// Measure it beside bridges, rules and other ways, in labs of its own, and write a report
+    Bench(super::bench::BenchArgs),
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
 }

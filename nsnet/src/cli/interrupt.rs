@@ -9,13 +9,13 @@ use nix::sys::signal::{SigSet, Signal};
 
 /// Whether the user has asked for an end.
 #[derive(Clone, Debug)]
-pub(super) struct Interrupt(Arc<AtomicBool>);
+pub(in crate::cli) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// From now on SIGINT, SIGTERM and SIGHUP set a flag and do nothing else. To be called before the process has
     /// threads: they inherit the blocked signals, as do the commands it runs, which therefore end what they began even
     /// though a terminal sends Ctrl-C to all of them.
-    pub(super) fn catch() -> Result<Self> {
+    pub(in crate::cli) fn catch() -> Result<Self> {
         let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().context("cannot block signals")?;
         let flag = Arc::<AtomicBool>::default();
@@ -32,12 +32,12 @@ impl Interrupt {
     }
 
     /// Whether the user has asked for an end.
-    pub(super) fn is_set(&self) -> bool {
+    pub(in crate::cli) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// An error of a demo, once the user has asked for an end.
-    pub(super) fn check(&self) -> Result<()> {
+    /// An error once the user has asked for an end.
+    pub(in crate::cli) fn check(&self) -> Result<()> {
         if self.is_set() {
             bail!("interrupted: the lab was taken down");
         }
@@ -45,12 +45,12 @@ impl Interrupt {
     }
 
     #[cfg(test)]
-    pub(super) fn never() -> Self {
+    pub(in crate::cli) fn never() -> Self {
         Self(Arc::default())
     }
 
     #[cfg(test)]
-    pub(super) fn now() -> Self {
+    pub(in crate::cli) fn now() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
 }

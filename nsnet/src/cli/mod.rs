@@ -1,7 +1,9 @@
 //! What the user types: one function for each verb.
 
+mod agent;
 mod args;
 mod attach;
+mod bench;
 mod bypassed;
 mod cable;
 mod capture;
@@ -82,8 +84,10 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
-        // These come without: one looks why there may be no host, the other makes one of its own.
+        Command::Agent(args) => agent::agent(host()?, format, args),
+        // These come without: one looks why there may be no host, the others make one of their own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
+        Command::Bench(args) => bench::bench(format, args),
         Command::Demo(args) => demo::demo(format, args),
     }
 }

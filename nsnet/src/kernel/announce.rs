@@ -17,7 +17,9 @@ use crate::lab::RawSocket;
 
 /// Announces `ips` at `mac` on `interface` of the calling thread's namespace.
 pub fn announce(interface: &str, mac: Mac, ips: &[IpAddr]) -> Result<()> {
-    let failed = |error| KernelError::refused(format!("announce the addresses of {interface}"), error);
+    let failed = |error: anyhow::Error| {
+        KernelError::refused(format!("announce the addresses of {interface}"), format!("{error:#}"))
+    };
     let socket = RawSocket::open(interface).map_err(failed)?;
     for ip in ips {
         let frame = match ip {

@@ -8,11 +8,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
@@ -21,6 +23,9 @@ use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netns::NetNs;
 use super::{sockets, stages};
+
+/// How long taking a program off may take.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -185,7 +190,16 @@ impl Dataplane {
         let what = || format!("attach {} to {interface}", hook.program());
         let mut program = self.pinned(hook.program())?;
         self.detach(port)?;
-        let link = put_on(&mut program, features, interface, hook)?;
+        let began = Instant::now();
+        let link = loop {
+            match put_on(&mut program, features, interface, hook) {
+                // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
+                Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
+                    thread::sleep(GRACE / 100);
+                }
+                put => break put?,
+            }
+        };
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         if !features.tcx {
             // The filter belongs to the interface and goes with it: dropping the link must not take it off.
@@ -221,8 +235,8 @@ impl Dataplane {
         Ok(self.program_info(name)?.id())
     }
 
-    /// What the kernel tells of a loaded program.
-    pub(super) fn program_info(&self, name: &str) -> Result<ProgramInfo> {
+    /// The kernel's description of a loaded program.
+    pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
         let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
         let info = program.and_then(|program| program.info());
         info.map_err(|error| refused(format!("read the description of program {name}"), error))
@@ -311,10 +325,23 @@ fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
         .load(OBJECT)
         .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
     for name in names::PROGRAMS {
-        program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
+        load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
     }
     connect_stages(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Has the verifier look at a program; again when a signal has interrupted it (EAGAIN, `do_check()` in
+/// kernel/bpf/verifier.c).
+fn load(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(error) if io_errno(&error) == Some(Errno::EAGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    program.load()
 }
 
 /// Enters the programs that others call where those look for them.

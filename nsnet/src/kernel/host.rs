@@ -162,7 +162,27 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        let store = Store::locked(&self.key)?;
+        self.change_in(Store::locked(&self.key)?, edit, look)
+    }
+
+    /// The same without waiting: `None` when another verb is under way, and nothing was done.
+    pub fn change_if_free<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
+        match Store::locked_if_free(&self.key)? {
+            Some(store) => self.change_in(store, edit, look).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn change_in<T>(
+        &self,
+        store: Store,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let _whole = Uninterrupted::begin()?;
         let old = self.settled(&store)?;
         let change = self.prepare(old, edit, look)?;
@@ -277,7 +297,7 @@ impl Host {
             self.carry_out_one(step)?;
         }
         // The steps may have given the host addresses, or taken some.
-        sockets::refresh_locals(self)
+        sockets::refresh_locals(self).map(|_was_stale| ())
     }
 
     pub(super) fn carry_out_one(&self, step: &Step) -> Result<()> {
@@ -296,7 +316,7 @@ impl Host {
                 first = undone;
             }
         }
-        first.and_then(|()| sockets::refresh_locals(self))
+        first.and_then(|()| sockets::refresh_locals(self).map(|_was_stale| ()))
     }
 
     /// Sees to it that what we leave can be recognised when the namespace is gone.
@@ -314,7 +334,8 @@ impl Host {
 
     /// Removes what is of no use any more: of this host, and of hosts that are gone.
     pub(super) fn tidy(&self, state: &State) {
-        let unmarked = if state.is_empty() { alive::unmark(&self.key) } else { Ok(()) };
+        let unmark = || alive::unmark(&self.key);
+        let unmarked = if state.is_empty() { unmark().or_else(|_error| unmark()) } else { Ok(()) };
         match unmarked.and_then(|()| alive::sweep()) {
             Ok(swept) => {
                 for host in swept {

@@ -20,6 +20,7 @@ use crate::model::name::Name;
 use crate::model::plan::Step;
 use crate::model::state::Route;
 pub(crate) use interface::with_prefix;
+pub(crate) use network::overlap;
 pub(crate) use port::{entry, host_entry};
 
 /// Whether a step could be done, as far as can be told without changing anything.
@@ -83,7 +84,7 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
         Step::ReservePorts(change) => reserved::apply(change),
         Step::AddPublish(publish) => publish::add(host, publish),
         Step::DeletePublish(publish) => publish::delete(host, publish),
-        Step::TellLocals => sockets::refresh_locals(host),
+        Step::TellLocals => sockets::refresh_locals(host).map(|_was_stale| ()),
         Step::RemoveStray(stray) => strays::remove(host, stray),
         Step::Repair(step) => match step.as_ref() {
             Step::AddRoute(route) => repair_route(host, route),

@@ -55,6 +55,21 @@ impl Store {
 
     /// The files of `host`, held against all other verbs until dropped.
     pub fn locked(host: &str) -> Result<Self> {
+        Self::held(host, |file| locked(file).map(|()| true))?
+            .ok_or_else(|| KernelError::refused(format!("lock {LOCK}"), "another verb holds it"))
+    }
+
+    /// The same without waiting: `None` when another verb holds it.
+    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        Self::held(host, |file| match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        })
+    }
+
+    /// The files of `host` once `lock` has the lock; `None` when it does not get it.
+    fn held(host: &str, lock: impl FnOnce(&File) -> io::Result<bool>) -> Result<Option<Self>> {
         match DirBuilder::new().mode(0o700).create(RUN) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(error).doing(|| format!("create {RUN}"));
@@ -62,12 +77,14 @@ impl Store {
             _ => check_private(Path::new(RUN))?,
         }
         let file = open_lock()?;
-        locked(&file).doing(|| format!("lock {LOCK}"))?;
+        if !lock(&file).doing(|| format!("lock {LOCK}"))? {
+            return Ok(None);
+        }
         let store = Self { _lock: Some(file), ..Self::read_only(host)? };
         // Of a verb that was killed.
         remove(&store.draft())?;
         remove(&store.next())?;
-        Ok(store)
+        Ok(Some(store))
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.

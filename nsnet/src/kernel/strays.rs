@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 use ipnet::IpNet;
 use nsnet_common::layout::{
@@ -91,7 +90,7 @@ impl Known {
             strays.push((Stray::Address { network: key.network.0, ip: IpAddr::from(key.ip) }, names::ADDRESSES));
         }
         let data = maps.data(names::STATIONS)?;
-        batch::for_each(data.fd().as_fd(), names::STATIONS, |key: StationKey, station: Station| {
+        batch::for_each(&data, names::STATIONS, |key: StationKey, station: Station| {
             if station.is_fixed() && !self.stations.contains(&key) {
                 strays.push((Stray::Station { network: key.network.0, mac: key.mac }, names::STATIONS));
             }
@@ -109,7 +108,7 @@ impl Known {
                 .extend(net.filter(|net| !self.subnets.contains(net)).map(|net| (Stray::Subnet(net), names::SUBNETS)));
         }
         let data = maps.data(names::POLICIES)?;
-        batch::for_each(data.fd().as_fd(), names::POLICIES, |index: u32, policy: Policy| {
+        batch::for_each(&data, names::POLICIES, |index: u32, policy: Policy| {
             let id = NetworkId(index as u16);
             // That of no network is the host's, which has an object of its own.
             let is_ours = id == NetworkId::OUTSIDE || self.networks.contains(&id) || index >= MAX_NETWORKS;

@@ -33,8 +33,8 @@ impl Host {
             }
             Err(error) => return Err(error),
         };
-        self.remove_what_is_left(old.is_empty())?;
-        store.save(&State::default())?;
+        self.again(|| self.remove_what_is_left(old.is_empty()))?;
+        self.again(|| store.save(&State::default()))?;
         self.deleted.take();
         self.tidy(&State::default());
         Ok(())
@@ -52,8 +52,8 @@ impl Host {
             (self.on_note)(&error.to_string());
         }
         let mut failed = self.try_each(steps);
-        for (step, error) in &failed {
-            (self.on_note)(&format!("{step}: {error}; trying again"));
+        for (_step, error) in &failed {
+            self.note_again(error);
         }
         failed = self.try_each(failed.into_iter().map(|(step, _error)| step).collect());
         match failed.first() {
@@ -63,6 +63,18 @@ impl Host {
                 Err(KernelError::refused(what, error).with_remedy("mend that and run it again"))
             }
         }
+    }
+
+    /// Does it a second time when it fails.
+    fn again(&self, act: impl Fn() -> Result<()>) -> Result<()> {
+        act().or_else(|error| {
+            self.note_again(&error);
+            act()
+        })
+    }
+
+    fn note_again(&self, error: &KernelError) {
+        (self.on_note)(&format!("{error}; trying again"));
     }
 
     /// The steps that failed, and why.

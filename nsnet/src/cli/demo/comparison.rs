@@ -7,10 +7,10 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::super::interrupt::Interrupt;
 use super::ratios::{Against, Ratios, WORKLOADS, circumstances};
 use super::report::Report;
 use super::traffic::no_checksum_errors;
-use crate::cli::interrupt::Interrupt;
 use crate::kernel::netns::NetNs;
 use crate::lab::compare::compare;
 use crate::lab::{Comparison, Lab, Plan, Variant, bridge};

@@ -340,6 +340,15 @@ impl<'a> Tables for &'a Live<'_> {
         (&self.memory).remove_mapping(key)
     }
 
+    // Of the run alone: what it removes is removed nowhere else.
+    fn lock(&self, key: &MappingKey) -> bool {
+        (&self.memory).lock(key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        (&self.memory).unlock(key);
+    }
+
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
         self.fetch_usage(owner);
         (&self.memory).add_usage(owner, flows, ports);
@@ -382,6 +391,11 @@ impl<'a> Tables for &'a Live<'_> {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         self.fetch_fragment(key);
         (&self.memory).fragment(key)
+    }
+
+    // Only a process that sweeps asks for it.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        (&self.memory).forget_fragment(key)
     }
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {

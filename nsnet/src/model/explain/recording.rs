@@ -276,6 +276,15 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         was_there
     }
 
+    // Of the run alone: what it removes is removed nowhere else.
+    fn lock(&self, key: &MappingKey) -> bool {
+        self.tables.lock(key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        self.tables.unlock(key);
+    }
+
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
         self.changed(Change::Usage(owner, flows, ports));
         self.tables.add_usage(owner, flows, ports);
@@ -324,6 +333,10 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         let found = self.tables.fragment(key);
         self.looked(Lookup::Fragment(*key, found));
         found
+    }
+
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        self.tables.forget_fragment(key)
     }
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
