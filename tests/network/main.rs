@@ -24,6 +24,7 @@
 
 mod addresses;
 mod bed;
+mod capture;
 mod crash;
 mod ct;
 mod cut_off;
@@ -33,6 +34,7 @@ mod end;
 mod explain;
 mod explain_frames;
 mod faults;
+mod film;
 mod fragments;
 mod icmp;
 mod input;

@@ -6,6 +6,7 @@
 //!   CAPTURING   each CPU's numbers, and what was lost
 //! ```
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -21,11 +22,12 @@ use nix::unistd::Pid;
 use nsnet_common::layout::{CAPTURE_LEASE_NS, Capture, Capturing, Event, names};
 use zerocopy::FromBytes as _;
 
-use super::dataplane::refused;
+use super::dataplane::{Dataplane, refused};
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
 use super::maps::{Maps, get_slot, set_slot};
-use super::store::Store;
+use super::netns::NetNs;
+use super::store::{BPFFS, Store};
 
 /// What is to be captured.
 #[derive(Clone, Copy, Debug)]
@@ -199,6 +201,12 @@ pub fn new_ring(bytes: u32) -> Result<RingBuf<MapData>> {
 fn renew(control: &mut Array<MapData, Capture>, capture: Capture) -> Result<()> {
     let until = monotonic()? + CAPTURE_LEASE_NS;
     set_slot(control, names::CAPTURE, 0, Capture { until, ..capture })
+}
+
+/// Until when the dataplane of this host tells of frames, on the clock of [`monotonic`]; 0 when it does not.
+pub fn lease(host: &NetNs) -> Result<u64> {
+    let maps = Maps::of(&Dataplane::at(Path::new(BPFFS), &format!("{:x}", host.cookie()?)));
+    Ok(get_slot(&maps.capture_map()?, names::CAPTURE, 0)?.until)
 }
 
 /// Whether a process is there. It may be one that we may not send a signal to.
