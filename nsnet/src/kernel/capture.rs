@@ -44,6 +44,8 @@ pub struct Request {
 pub struct Session {
     maps: Maps,
     ring: RingBuf<MapData>,
+    // Kept open: what was lost is to be told though the dataplane is gone.
+    capturing: PerCpuArray<MapData, Capturing>,
     keeper: Option<Keeper>,
 }
 
@@ -84,7 +86,7 @@ impl Session {
         maps.rings()?.insert(PLACE, &ring, 0).map_err(|error| refused("enter the ring", error))?;
         let Request { modes, snaplen, .. } = request;
         let capture = Capture { until: 0, modes, snaplen, pid: std::process::id(), pad: 0 };
-        let mut session = Self { maps: host.maps(), ring, keeper: None };
+        let mut session = Self { capturing: maps.capturing()?, maps: host.maps(), ring, keeper: None };
         renew(&mut control, capture)?;
         // What fails from here on ends the session, which takes back what was entered.
         session.keeper = Some(Keeper::spawn(host.maps(), capture)?);
@@ -124,7 +126,7 @@ impl Session {
 
     /// How many events the ring had no room for.
     pub fn lost(&self) -> Result<u64> {
-        let cpus = self.maps.capturing()?.get(&0, 0).map_err(|error| refused("read what was lost", error))?;
+        let cpus = self.capturing.get(&0, 0).map_err(|error| refused("read what was lost", error))?;
         Ok(cpus.iter().map(|cpu| cpu.lost).sum())
     }
 }

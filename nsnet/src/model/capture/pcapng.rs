@@ -223,7 +223,9 @@ mod tests {
                     reader.consume(length);
                 }
                 Err(PcapError::Eof) => break,
-                other => panic!("{other:?}"),
+                Err(PcapError::Incomplete(_)) => reader.refill().unwrap(),
+                Err(error) => panic!("{error:?}"),
+                Ok(_) => panic!("this is no pcapng"),
             }
         }
         let packet = |interface| format!("packet at {interface} 1000000000000000042 [1, 2, 5, 7, 0] 0x801 42");
