@@ -49,7 +49,7 @@ impl Dumper {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::anyhow!("read {what}: {error}"))?;
         let mut tables = Vec::new();
         for name in names::MAPS.into_iter().filter(|name| *name != names::STAGES) {
-            let path = folder.join(name);
+            let path = folder.join(names::pin(name));
             let info = MapInfo::from_pin(&path).with_context(|| format!("look at {name}"))?;
             let kind = info.map_type()?;
             let is_per_cpu = matches!(kind, MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash);
@@ -78,6 +78,7 @@ impl Table {
         // A place is as long as a key, or a word.
         let (mut from, mut next) = ([0u8; 64], [0u8; 64]);
         let mut is_first = true;
+        let zeros = vec![0u8; self.value];
         let mut entries = BTreeMap::new();
         loop {
             let mut request = Request {
@@ -101,9 +102,8 @@ impl Table {
                 bail!("cannot read {}: {outcome:?}", self.name);
             }
             let read = keys.chunks_exact(self.key).zip(values.chunks_exact(self.value)).take(request.count as usize);
-            entries.extend(
-                read.filter(|(_, value)| value.iter().any(|byte| *byte != 0)).map(|(k, v)| (k.to_vec(), v.to_vec())),
-            );
+            let read = read.filter(|(_, value)| *value != zeros);
+            entries.extend(read.map(|(key, value)| (key.to_vec(), value.to_vec())));
             if outcome.is_err() {
                 return Ok(entries);
             }
