@@ -28,6 +28,7 @@
 mod addresses;
 mod bed;
 mod bench;
+mod capture;
 mod crash;
 mod crowd;
 mod ct;
@@ -43,6 +44,7 @@ mod explain_frames;
 mod explain_words;
 mod faults;
 mod file;
+mod film;
 mod fragments;
 mod icmp;
 mod input;

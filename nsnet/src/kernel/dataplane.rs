@@ -393,7 +393,8 @@ fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     }
     for name in names::MAPS {
         let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
-        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(names::pin(name)));
+        let map = ebpf.map(names::in_object(name)).ok_or_else(missing)?;
+        let pin = map.pin(root.join("maps").join(name));
         pin.map_err(|error| refused(format!("pin map {name}"), error))?;
     }
     Ok(())
