@@ -27,6 +27,8 @@ struct Table {
     data: MapData,
     key: usize,
     value: usize,
+    /// Entries of one call: more than any bucket has, or all that there are.
+    batch: usize,
 }
 
 /// The part of `union bpf_attr` that batch commands use (include/uapi/linux/bpf.h).
@@ -49,14 +51,15 @@ impl Dumper {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::anyhow!("read {what}: {error}"))?;
         let mut tables = Vec::new();
         for name in names::MAPS.into_iter().filter(|name| *name != names::STAGES) {
-            let path = folder.join(name);
+            let path = folder.join(names::pin(name));
             let info = MapInfo::from_pin(&path).with_context(|| format!("look at {name}"))?;
             let kind = info.map_type()?;
             let is_per_cpu = matches!(kind, MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash);
             let value = info.value_size() as usize;
             let value = if is_per_cpu { value.next_multiple_of(8) * cpus } else { value };
             let data = MapData::from_pin(&path).with_context(|| format!("open {name}"))?;
-            tables.push(Table { name, data, key: info.key_size() as usize, value });
+            let batch = info.max_entries().min(4096) as usize;
+            tables.push(Table { name, data, key: info.key_size() as usize, value, batch });
         }
         let pinned = fs::read_dir(&folder)?.count();
         anyhow::ensure!(pinned == tables.len() + 1, "{pinned} tables are pinned, {} are known", tables.len() + 1);
@@ -71,10 +74,8 @@ impl Dumper {
 
 impl Table {
     fn read(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-        /// Entries of one call; more than any bucket has.
-        const ENTRIES: usize = 4096;
         const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-        let (mut keys, mut values) = (vec![0u8; ENTRIES * self.key], vec![0u8; ENTRIES * self.value]);
+        let (mut keys, mut values) = (vec![0u8; self.batch * self.key], vec![0u8; self.batch * self.value]);
         // A place is as long as a key, or a word.
         let (mut from, mut next) = ([0u8; 64], [0u8; 64]);
         let mut is_first = true;
@@ -86,7 +87,7 @@ impl Table {
                 out_batch: next.as_mut_ptr() as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
-                count: ENTRIES as u32,
+                count: self.batch as u32,
                 map_fd: self.data.fd().as_fd().as_raw_fd() as u32,
                 elem_flags: 0,
                 flags: 0,
