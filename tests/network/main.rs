@@ -19,11 +19,12 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal
+//!   networks   apart, opened and internal              bench      a very short run of it
 //! ```
 
 mod addresses;
 mod bed;
+mod bench;
 mod crash;
 mod ct;
 mod cut_off;

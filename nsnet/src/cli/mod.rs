@@ -1,6 +1,7 @@
 //! What the user types: one function for each verb.
 
 mod agent;
+mod apply;
 mod args;
 mod attach;
 mod bench;
@@ -82,6 +83,16 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Explain(args) => explain::explain(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
+        // A file is read first, as the caller sees it.
+        Command::Plan(args) => {
+            let wanted = args.read()?;
+            apply::plan(&host()?, format, wanted.as_ref())
+        }
+        Command::Apply(args) => {
+            let wanted = args.read()?;
+            apply::apply(&host()?, format, wanted.as_ref())
+        }
+        Command::Schema => apply::schema(),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
         Command::Agent(args) => agent::agent(host()?, format, args),

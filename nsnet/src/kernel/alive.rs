@@ -16,7 +16,8 @@ use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_DEVMAP;
 
 use super::dataplane::{self, refused};
 use super::error::{Doing as _, KernelError, Result};
-use super::store::{self, BPFFS};
+use super::lock::{Lock, Sharing};
+use super::store::{self, BPFFS, RUN};
 
 const PREFIX: &str = "alive-";
 
@@ -54,8 +55,9 @@ pub(crate) fn unmark(host: &str) -> Result<()> {
     }
 }
 
-/// Removes what is left of hosts whose namespace is gone, and tells their names. To be called under the lock.
+/// Removes what is left of hosts whose namespace is gone, and tells their names. Nothing while somebody else does so.
 pub(crate) fn sweep() -> Result<Vec<String>> {
+    let Some(_lock) = Lock::if_free(&Path::new(RUN).join("lock"), Sharing::Alone)? else { return Ok(Vec::new()) };
     let what = || format!("list {BPFFS}");
     let entries = match fs::read_dir(BPFFS) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),

@@ -70,7 +70,7 @@ impl Session {
         let maps = host.maps();
         let ring = new_ring(request.ring)?;
         // Two that begin at the same time must not both find the entry free.
-        let _lock = Store::locked(&host.key)?;
+        let _lock = Store::locked(&host.key, host.on_note)?;
         let mut control = maps.capture_map()?;
         let now = monotonic()?;
         let found = get_slot(&control, names::CAPTURE, 0)?;

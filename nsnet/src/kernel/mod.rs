@@ -15,6 +15,7 @@ pub mod features;
 pub mod flows;
 pub mod host;
 pub mod link;
+mod lock;
 pub mod mappings;
 pub mod maps;
 pub mod members;

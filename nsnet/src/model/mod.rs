@@ -1,6 +1,9 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
 pub mod capture;
+pub mod declaration;
+pub mod declare;
+pub mod diff;
 pub mod drift;
 pub mod edit;
 pub mod explain;
@@ -12,6 +15,7 @@ pub mod plan;
 pub mod policy;
 pub mod ports;
 pub mod publish;
+pub mod request;
 pub mod spec;
 pub mod state;
 pub mod uplink;
