@@ -51,6 +51,19 @@ pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
     }
 }
 
+/// Calls `each` with every entry of a map, of whatever kind, as bytes: its key, and its value, or those of all CPUs one behind
+/// the other.
+pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+    let mut reader = Reader::new(map, name)?;
+    loop {
+        let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
+        reader.raw().for_each(|(key, value)| each(key, value));
+        if !is_more {
+            return Ok(());
+        }
+    }
+}
+
 /// How many entries a map has, and may have: a hash, also one with a value for each CPU, or a trie. `None` where the
 /// kernel does not read such maps in batches.
 pub(super) fn count(map: &MapData, name: &str) -> Result<Option<(u64, u64)>> {
@@ -89,7 +102,8 @@ impl Reader {
     /// At the start of a map, whatever it holds.
     pub(super) fn new(map: &MapData, name: &str) -> Result<Self> {
         let info = map.info().map_err(|error| refused(format!("look at map {name}"), error))?;
-        let is_per_cpu = matches!(info.map_type(), Ok(MapType::PerCpuHash | MapType::LruPerCpuHash));
+        let is_per_cpu =
+            matches!(info.map_type(), Ok(MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash));
         let cpus = || aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error));
         let (key_size, value) = (info.key_size() as usize, info.value_size() as usize);
         let value_size = if is_per_cpu { value.next_multiple_of(8) * cpus()? } else { value };
@@ -134,10 +148,14 @@ impl Reader {
 
     /// What was read last.
     pub(super) fn entries<K: FromBytes, V: FromBytes>(&self) -> impl Iterator<Item = (K, V)> {
-        let keys = self.keys.chunks_exact(self.key_size).map(K::read_from_bytes);
-        let values = self.values.chunks_exact(self.value_size).map(V::read_from_bytes);
         // The sizes are those of the types, or there is no entry.
-        keys.zip(values).take(self.filled).filter_map(|(key, value)| Some((key.ok()?, value.ok()?)))
+        self.raw().filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?)))
+    }
+
+    /// The same as bytes.
+    fn raw(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let keys = self.keys.chunks_exact(self.key_size);
+        keys.zip(self.values.chunks_exact(self.value_size)).take(self.filled)
     }
 
     fn read(&mut self, map: &MapData) -> nix::Result<()> {
