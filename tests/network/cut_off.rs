@@ -16,8 +16,8 @@ use nsnet::lab::{HOST_IP, Lab, TcpServer, WAN_IP, tcp};
 use super::bed::lab;
 use super::crash::Verb;
 
-const NETWORK: &str = "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64 --masquerade";
-const ATTACH: &str = "attach v-net-0 @red --ip 192.168.15.1 fd15::1";
+pub(crate) const NETWORK: &str = "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64 --masquerade";
+pub(crate) const ATTACH: &str = "attach v-net-0 @red --ip 192.168.15.1 fd15::1";
 const PUBLISH: &str = "publish add @red 8080:80/tcp 9000-9003:9000-9003/udp";
 const CABLE: &str = "cable add @red @blue --address-a 10.0.0.1/30 --address-b 10.0.0.2/30";
 const RED: [IpAddr; 2] =
@@ -27,7 +27,7 @@ const WAN: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 168, 1, 3)), IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 3))];
 
 /// A host whose uplink has both families, with namespaces red and blue.
-fn host() -> Result<Lab> {
+pub(crate) fn host() -> Result<Lab> {
     let lab = lab()?;
     for (ns, address) in [("host", "fd01::1/64"), ("wan", "fd01::3/64")] {
         let ns = lab.ns(ns)?;
@@ -47,7 +47,7 @@ fn reaches(lab: &Lab, from: &str, to: IpAddr) -> Result<()> {
 }
 
 /// red reaches the host and the outside, and the host red.
-fn red_is_attached(lab: &Lab) -> Result<()> {
+pub(crate) fn red_is_attached(lab: &Lab) -> Result<()> {
     RED.iter().try_for_each(|ip| reaches(lab, "host", *ip))?;
     WAN.iter().try_for_each(|ip| reaches(lab, "red", *ip))
 }

@@ -26,6 +26,9 @@ use crate::model::name::Name;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
 
+/// How long a look waits for verbs that are under way.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A change of the state, and what it takes.
 #[derive(Debug)]
 pub struct Change<T> {
@@ -109,14 +112,18 @@ impl Host {
 
     /// What the file has to do with the kernel, when it cannot be believed: a verb was cut off, or the file is gone.
     pub fn disorder(&self) -> Result<Option<String>> {
-        let record = self.record()?;
-        if !record.under_way.is_empty() && !store::is_busy()? {
-            return Ok(Some(
-                "a verb was cut off: the next one that changes something takes back what it did".to_owned(),
-            ));
+        let is_so = |record: &Record| Ok(!record.under_way.is_empty() || self.is_lost(record)?);
+        if !is_so(&self.record()?)? {
+            return Ok(None);
         }
-        let is_lost = self.is_lost(&record)? && !store::is_busy()?;
-        Ok(is_lost.then(|| format!("{}; {}", Self::LOST, Self::REMEDY)))
+        // It looks the same while a verb is under way.
+        let Some(_nobody_else) = store::shared(PATIENCE)? else { return Ok(None) };
+        let record = self.record()?;
+        Ok(if !record.under_way.is_empty() {
+            Some("a verb was cut off: the next one that changes something takes back what it did".to_owned())
+        } else {
+            is_so(&record)?.then(|| format!("{}; {}", Self::LOST, Self::REMEDY))
+        })
     }
 
     const LOST: &str = "a dataplane is loaded, and the file that says what for is gone";
@@ -169,13 +176,15 @@ impl Host {
         if !change.new.is_empty() {
             self.mark();
         }
-        if !change.steps.is_empty() {
-            self.replace(&store, &change.old, &change.new, &change.steps)?;
+        let outcome = if !change.steps.is_empty() {
+            self.replace(&store, &change.old, &change.new, &change.steps)
         } else if change.new != change.old {
-            store.save(&change.new)?;
-        }
-        self.tidy(&change.new);
-        Ok(change)
+            store.save(&change.new)
+        } else {
+            Ok(())
+        };
+        self.tidy(if outcome.is_ok() { &change.new } else { &change.old });
+        outcome.map(|()| change).map_err(Into::into)
     }
 
     /// What such a change would do. Nothing is changed; what would be refused is refused.

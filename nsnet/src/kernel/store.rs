@@ -10,6 +10,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -153,12 +155,17 @@ impl Store {
     }
 }
 
-/// Whether a verb is under way now, on any host.
-pub fn is_busy() -> Result<bool> {
-    match open_lock()?.try_lock_shared() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(error)) => Err(error).doing(|| format!("lock {LOCK}")),
+/// Waits until no verb is under way on any host, and keeps it so until the file is dropped; `None` when that takes longer
+/// than `limit`.
+pub(crate) fn shared(limit: Duration) -> Result<Option<File>> {
+    let (file, began) = (open_lock()?, Instant::now());
+    loop {
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if began.elapsed() < limit => thread::sleep(Duration::from_millis(5)),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error).doing(|| format!("lock {LOCK}")),
+        }
     }
 }
 
@@ -196,7 +203,8 @@ pub(crate) fn check_private(path: &Path) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(KernelError::refused(what(), why).with_remedy("see who made it and what is in it, then delete it"))
+    Err(KernelError::refused(what(), why)
+        .with_remedy("see who made it and what is in it; then delete it, or make it root's with mode 0700"))
 }
 
 /// Deletes a file; there need not be one.
