@@ -2,7 +2,7 @@
 
 use crate::layout::{FlowKey, NetworkId};
 use crate::packet::Packet;
-use crate::tables::Tables;
+use crate::tables::{Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -101,6 +101,7 @@ impl Datagram {
     /// Reads the packet in `frame`, which is IPv4 or IPv6, on `side`; in place, to spare the stack.
     #[inline(never)]
     pub fn read(&mut self, frame: &impl Packet, side: NetworkId, tables: impl Tables) -> Result<(), DropReason> {
+        tables.enter(Stage::Packet);
         match Ethernet::read(frame)?.ethertype() {
             EtherType::IPV4 => self.read_v4(frame, side, tables),
             EtherType::IPV6 => self.read_v6(frame, side, tables),

@@ -1,5 +1,6 @@
 //! Packets that belong to no flow: may they open one, and where does it lead?
 
+use crate::capture::Moment;
 use crate::conntrack::{self, Way};
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{About, AddressKey, Flow, NetworkId, Policy, Port, PortId, policy_flags};
@@ -8,7 +9,7 @@ use crate::packet::Packet;
 use crate::publish::{self, published};
 use crate::route::fits;
 use crate::scratch::Scratch;
-use crate::tables::{Hop, Route, Tables};
+use crate::tables::{Hop, Route, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::{IpAddress, Mac, Macs};
 
@@ -32,6 +33,7 @@ pub enum Lead {
 /// From a namespace.
 #[inline(never)]
 pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Lead);
     tables.read_policy(from.network(), &mut scratch.policy)?;
     let destination = &scratch.datagram.key.destination;
     if let Some(network) = network_of(destination, tables) {
@@ -120,17 +122,20 @@ fn leave_to_host(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Res
 /// Up to the host, as it is.
 #[inline(always)]
 pub(crate) fn to_host(frame: &impl Packet, scratch: &Scratch, gateway: PortId, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Send);
     let gateway = tables.port(gateway).ok_or(DropReason::UnknownPort)?;
     if !fits(frame, &scratch.datagram, gateway.mtu()) {
         return Err(DropReason::TooLong);
     }
     tables.count_sent(gateway.id(), frame.len());
+    tables.show(Moment::Left(gateway.id().ifindex()), frame);
     Ok(Verdict::Deliver(Egress::Host(gateway.id())))
 }
 
 /// Out of an uplink: masqueraded, or as it is.
 #[inline(never)]
 fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Open);
     check_opens(&scratch.datagram)?;
     let is_v4 = scratch.datagram.key.is_v4();
     conntrack::check_quota(from.id(), scratch.policy.flows_per_ns, is_v4, tables)?;
@@ -152,6 +157,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
 /// From an uplink.
 #[inline(never)]
 pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Lead);
     scratch.lead = Lead::Pass;
     if scratch.datagram.kind == Kind::Link {
         return Ok(());
@@ -241,6 +247,7 @@ pub(crate) fn check_opens(datagram: &Datagram) -> Result<(), DropReason> {
 /// Asks the host's routes, as far as the policy allows to go by them.
 #[inline(never)]
 pub(crate) fn find_way(scratch: &mut Scratch, tables: impl Tables) -> Result<Route, DropReason> {
+    tables.enter(Stage::Route);
     let Scratch { datagram, policy, hop, .. } = scratch;
     let gateway = tables.port(policy.gateway).ok_or(DropReason::UnknownPort)?;
     let route = tables.route(gateway.ifindex(), &datagram.key, hop);

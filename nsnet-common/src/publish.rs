@@ -5,13 +5,14 @@ use crate::datagram::Kind;
 use crate::layout::{Mapping, NetworkId, Port, flow_flags};
 use crate::open::{Lead, begin, check_opens, mac_of};
 use crate::scratch::Scratch;
-use crate::tables::{Route, Tables};
+use crate::tables::{Route, Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, Mac};
 
 /// The published entry that the packet is to, if it is to one of the host's addresses.
 #[inline(never)]
 pub(crate) fn published(scratch: &mut Scratch, tables: impl Tables) -> Option<u32> {
+    tables.enter(Stage::Publish);
     let Scratch { datagram, hop, .. } = scratch;
     let key = &datagram.key;
     if !matches!(datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {

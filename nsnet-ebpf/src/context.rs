@@ -36,6 +36,10 @@ static USE_REDIRECT_PEER: u8 = 1;
 #[unsafe(no_mangle)]
 static SET_PACKET_TYPE: u8 = 1;
 
+/// Whether copies are sent; set by the loader. Not where a frame is only tried, whose own end the kernel takes care of.
+#[unsafe(no_mangle)]
+static SENDS_COPIES: u8 = 1;
+
 const PACKET_HOST: u32 = 0;
 
 /// Which side of an interface a program is at.
@@ -394,17 +398,29 @@ impl Packet for TcFrame {
     /// By the backlog of this CPU, behind what is in it already.
     #[inline(always)]
     fn come_again(&mut self) -> bool {
+        if !sends_copies() {
+            return true;
+        }
         // SAFETY: the context is valid and no view is held (&mut self).
         unsafe { bpf_clone_redirect(self.skb, (*self.skb).ifindex, u64::from(BPF_F_INGRESS)) == 0 }
     }
 
     #[inline(always)]
     fn copy_to(&mut self, port: &Port) {
+        if !sends_copies() {
+            return;
+        }
         let flags = if port.is_host() { u64::from(BPF_F_INGRESS) } else { 0 };
         // SAFETY: the context is valid and no view is held (&mut self). A copy that cannot be made (no memory, a port
         // just going down) is lost like on any wire.
         unsafe { bpf_clone_redirect(self.skb, port.id().ifindex(), flags) };
     }
+}
+
+#[inline(always)]
+fn sends_copies() -> bool {
+    // SAFETY: a read of our own static; volatile, because the loader changes it after compilation.
+    unsafe { core::ptr::read_volatile(&raw const SENDS_COPIES) != 0 }
 }
 
 /// What bounds the length of a piece, for the verifier.

@@ -24,19 +24,24 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal
+//!   networks   apart, opened and internal              bench      a very short run of it
 //! ```
 
 mod addresses;
 mod bed;
 mod behind;
+mod bench;
 mod boot;
 mod churn;
 mod crash;
 mod ct;
 mod cut_off;
 mod dissect;
+mod dump;
 mod end;
+mod explain;
+mod explain_frames;
+mod explain_words;
 mod faults;
 mod foreign;
 mod fragments;

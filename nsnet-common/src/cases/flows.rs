@@ -405,6 +405,18 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
         begin("over")
             .step(talk.out(L4::Udp).after(301).then(holds(2, 0, 2)))
             .step(talk.back(L4::Udp).then(holds(0, 2, 2))),
+        Sequence::new(format!("{family}, UDP, each flow keeps the port that they share"))
+            .step(talk.out(L4::Udp))
+            .step(talk.with(AFAR_2.0, AFAR_2.1).out(L4::Udp).after(250))
+            .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(250)),
+        Sequence::new(format!("{family}, UDP, the way back was pushed out"))
+            .step(talk.out(L4::Udp))
+            .step(talk.out(L4::Udp).after(1).with(forget_answers).then(holds(2, 0, 2)))
+            .step(talk.back(L4::Udp).then(holds(0, 2, 2))),
+        Sequence::new(format!("{family}, TCP, the way back was pushed out"))
+            .step(talk.out(FIRST_SYN))
+            .step(talk.out(FIRST_SYN).after(1).with(forget_answers).then(holds(2, 0, 0)))
+            .step(talk.back(L4::Tcp(SYN | ACK, 9000, 101, 0))),
         begin("its port rests before it is another's")
             .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(419).then(holds(2, 2, 4))),
         begin("its port is another's after that").step(blue.out(L4::Udp).after(421)).step(blue.back(L4::Udp)),
@@ -447,6 +459,11 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
                 .dropped(DropReason::UnknownDestination),
         ),
     ]
+}
+
+/// The table of young flows keeps each direction for itself: one may be pushed out and the other one stay.
+fn forget_answers(tables: &mut MemoryTables) {
+    tables.young.borrow_mut().retain(|_, flow| !flow.about.has(flow_flags::REPLY));
 }
 
 fn unreachable(tables: &mut MemoryTables) {

@@ -159,23 +159,32 @@ pub(super) unsafe extern "C" fn bury4(
     maps: *const Maps,
 ) -> i64 {
     // SAFETY: the kernel passes an entry of FLOWS4, and reclaim() passes the handle.
-    unsafe { bury(&FlowKey::from(*key), &Flow::from(*flow), *maps) }
+    let (key, flow, maps) = unsafe { (&*key, &*flow, *maps) };
+    if !flow.about.is_alive(maps.seconds()) {
+        let mut wide = FlowKey::EMPTY;
+        widen(key, &mut wide);
+        conntrack::end_dead(&wide, Age::Grown, maps);
+    }
+    0
 }
 
+/// Not inlined: the bytes that it moves are on the stack only while they are needed.
+#[inline(never)]
+fn widen(key: &FlowKey4, to: &mut FlowKey) {
+    *to = FlowKey::from(*key);
+}
+
+/// The same for IPv6.
 pub(super) unsafe extern "C" fn bury6(
     _map: *mut c_void,
     key: *const FlowKey,
     flow: *const Flow,
     maps: *const Maps,
 ) -> i64 {
-    // SAFETY: the kernel passes an entry of FLOWS6, and reclaim() passes the handle.
-    unsafe { bury(&*key, &*flow, *maps) }
-}
-
-#[inline(always)]
-fn bury(key: &FlowKey, flow: &Flow, maps: Maps) -> i64 {
+    // SAFETY: as above, of FLOWS6.
+    let (key, flow, maps) = unsafe { (&*key, &*flow, *maps) };
     if !flow.about.is_alive(maps.seconds()) {
-        conntrack::end(key, flow, Age::Grown, maps);
+        conntrack::end_dead(key, Age::Grown, maps);
     }
     0
 }

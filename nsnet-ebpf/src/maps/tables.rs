@@ -7,11 +7,13 @@ use aya_ebpf::helpers::{
     bpf_for_each_map_elem, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::maps::lpm_trie::Key;
+use nsnet_common::capture::Moment;
 use nsnet_common::layout::{
     AddressKey, DropKey, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
-    Station, StationKey, SubnetKey, Traffic, Usage, whole_seconds,
+    Station, StationKey, SubnetKey, Usage, whole_seconds,
 };
+use nsnet_common::nat;
 use nsnet_common::packet::Packet;
 use nsnet_common::tables::{Age, Hop, Inserted, Reclaim, Route, Tables};
 use nsnet_common::verdict::DropReason;
@@ -20,9 +22,10 @@ use nsnet_common::wire::{Ethernet, IpAddress, IpProtocol, Mac};
 use super::flows::{MapFlow, bury4, bury6, insert_flow, remove_flow};
 use super::{
     ADDRESSES, COUNTERS, DROPS, FLOOD_CLOCKS, FLOWS4, FLOWS6, FOREIGN, FRAGMENTS, HELD, HELD_HERE, HOLDING, LOCALS,
-    MAPPINGS, NETWORKS, ORIGINALS, POLICIES, PORTS, PUBLISH_HITS, PUBLISHED, PUBLISHES, RECLAIMED, REFUSAL_CLOCKS,
-    STATIONS, SUBNETS, UPLINKS, USAGE, YOUNG4, YOUNG6,
+    LOCKS, MAPPINGS, NETWORKS, ORIGINALS, POLICIES, PORTS, PUBLISH_HITS, PUBLISHED, PUBLISHES, RECLAIMED,
+    REFUSAL_CLOCKS, STATIONS, SUBNETS, UPLINKS, USAGE, YOUNG4, YOUNG6,
 };
+use super::{capture, drops};
 use crate::context::refill;
 use crate::host;
 
@@ -74,8 +77,8 @@ unsafe extern "C" fn forget(
 ) -> i64 {
     // SAFETY: the kernel passes an entry of MAPPINGS, and reclaim() passes the handle.
     let (key, mapping, maps) = unsafe { (&*key, &*mapping, *maps) };
-    if !mapping.is_alive(maps.seconds()) && maps.remove_mapping(key) && key.side == NetworkId::OUTSIDE {
-        maps.add_usage(mapping.owner, 0, -1);
+    if !mapping.is_alive(maps.seconds()) {
+        nat::forget_dead(key, maps);
     }
     0
 }
@@ -217,15 +220,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        let key = DropKey { port, reason: reason.code() };
-        if let Some(traffic) = DROPS.get_ptr_mut(key) {
-            // SAFETY: as in count().
-            unsafe { &mut *traffic }.add(length);
-        } else {
-            // The first drop of its kind at this port: the other CPUs' values begin at 0. Out of memory, it goes uncounted.
-            let _uncounted = DROPS.insert(key, Traffic { packets: 1, bytes: u64::from(length) }, 0);
-        }
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, _frame: &impl Packet) {
+        drops::count(self.skb, port, reason, length);
+        capture::show(self.skb, Moment::Dropped(reason), port);
+    }
+
+    #[inline(always)]
+    fn show(&self, moment: Moment, _frame: &impl Packet) {
+        capture::show(self.skb, moment, PortId::NONE);
     }
 
     #[inline(always)]
@@ -325,6 +327,17 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn lock(&self, key: &MappingKey) -> bool {
+        LOCKS.insert(key, 1, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn unlock(&self, key: &MappingKey) {
+        // It is there: only who has locked it unlocks it.
+        let _was_there = LOCKS.remove(key);
+    }
+
+    #[inline(always)]
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
         if let Some(usage) = USAGE.get_ptr_mut(u32::from(owner.0)) {
             // SAFETY: aligned words of a value that lives as long as the map; other CPUs only add to them, too.
@@ -383,6 +396,11 @@ impl Tables for Maps {
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         // Without it the others wait in vain, as after a loss on a wire.
         let _forgotten = FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        FRAGMENTS.remove(key).is_ok()
     }
 
     #[inline(always)]
@@ -449,9 +467,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn take_back_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        if let Some(traffic) = DROPS.get_ptr_mut(DropKey { port, reason: reason.code() }) {
+        if let Some(dropped) = DROPS.get_ptr_mut(DropKey { port, reason: reason.code() }) {
             // SAFETY: as in count().
-            unsafe { &mut *traffic }.take_back(length);
+            unsafe { &mut (*dropped).traffic }.take_back(length);
         }
     }
 

@@ -15,20 +15,21 @@ use std::time::{Duration, Instant};
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::{sockets, stages};
 
 /// How long taking a program off may take.
 const GRACE: Duration = Duration::from_secs(1);
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
 /// Which side of which interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ impl Dataplane {
     /// The pins that are not there, below the host's folder.
     pub fn missing_pins(&self) -> Result<Vec<String>> {
         let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
-        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{}", names::pin(name)));
         let mut missing = Vec::new();
         for pin in programs.chain(maps) {
             if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
@@ -233,17 +234,27 @@ impl Dataplane {
 
     /// The kernel's number of a loaded program.
     pub fn program_id(&self, name: &str) -> Result<u32> {
-        let what = || format!("read the description of program {name}");
+        Ok(self.program_info(name)?.id())
+    }
+
+    /// The kernel's description of a loaded program.
+    pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
         let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
-        let info = program.and_then(|program| program.info()).map_err(|error| refused(what(), error))?;
-        Ok(info.id())
+        let info = program.and_then(|program| program.info());
+        info.map_err(|error| refused(format!("read the description of program {name}"), error))
     }
 
     /// Whether our program is on `interface` now, as the kernel tells it.
     pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         if !features.tcx {
-            // The kernel has no query for clsact filters by program; the filter lives as long as the interface.
-            return Ok(true);
+            let netlink = Netlink::inside(&NetNs::current()?)?;
+            let Some(link) = netlink.link(interface)? else { return Ok(false) };
+            let ours = self.program_id(hook.program())?;
+            let filters = match hook {
+                Hook::Namespace | Hook::Uplink => netlink.bpf_filters(link.index)?,
+                Hook::Host => netlink.bpf_filters_at_egress(link.index)?,
+            };
+            return Ok(filters.iter().any(|filter| filter.program == ours));
         }
         if PinnedLink::from_pin(self.link_path(port)).is_err() {
             return Ok(false);
@@ -283,6 +294,15 @@ pub fn open_object(features: Features) -> Result<Ebpf> {
 
 /// The same, with the key of the hash that NAT chooses ports by.
 pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
+    open(features, secret, true)
+}
+
+/// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
+pub(super) fn open_copy(features: Features, secret: u64) -> Result<Ebpf> {
+    open(features, secret, false)
+}
+
+fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
             .with_remedy("run `cargo xtask build`"));
@@ -290,8 +310,17 @@ pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
     let (use_peer, use_source) = (u8::from(features.redirect_peer), u8::from(features.fib_source));
     let set_type = u8::from(!features.peer_scrubs);
     let use_retval = u8::from(features.set_retval);
+    let sends_copies = u8::from(is_real);
     let cookie = NetNs::current()?.cookie()?;
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if !is_real {
+        // A hash takes memory for its limit when it is made.
+        const FEW: u32 = 1 << 12;
+        for name in [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS] {
+            loader.map_max_entries(name, FEW);
+        }
+    }
+    let mut ebpf = loader
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
         .btf(None)
         .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
@@ -300,13 +329,27 @@ pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
         .override_global(names::SECRET, &secret, true)
         .override_global(names::HOST_COOKIE, &cookie, true)
         .override_global(names::USE_SET_RETVAL, &use_retval, true)
+        .override_global(names::SENDS_COPIES, &sends_copies, true)
         .load(OBJECT)
         .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
     for name in names::PROGRAMS {
-        program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
+        load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
     }
     connect_stages(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Has the verifier look at a program; again when a signal has interrupted it (EAGAIN, `do_check()` in
+/// kernel/bpf/verifier.c).
+fn load(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(error) if io_errno(&error) == Some(Errno::EAGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    program.load()
 }
 
 /// Enters the programs that others call where those look for them.
@@ -355,7 +398,7 @@ fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     }
     for name in names::MAPS {
         let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
-        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(name));
+        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(names::pin(name)));
         pin.map_err(|error| refused(format!("pin map {name}"), error))?;
     }
     Ok(())

@@ -18,7 +18,7 @@ use super::place::{self, Place};
 use super::reserved;
 use super::signals::Uninterrupted;
 use super::sockets;
-use super::steps;
+use super::steps::{self, Around};
 use super::store::{self, BPFFS, Record, Store};
 use super::uplink;
 use crate::model::drift::Drift;
@@ -26,8 +26,8 @@ use crate::model::name::Name;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
 
-/// How long a look waits for verbs that are under way.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The MTU when neither the user nor a default route gives one.
+const ETHERNET_MTU: u16 = 1500;
 
 /// A change of the state, and what it takes.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub struct Host {
     pub key: String,
     /// Told of each step and the time it took.
     pub on_step: fn(&Step, Duration),
-    /// Told what went wrong without making the verb fail.
+    /// Told what went wrong without making the verb fail, and what it waits for.
     pub on_note: fn(&str),
     /// What of `features` could not be found out.
     doubt: Option<String>,
@@ -117,8 +117,8 @@ impl Host {
             return Ok(None);
         }
         // It looks the same while a verb is under way.
-        let Some(_nobody_else) = store::shared(PATIENCE)? else { return Ok(None) };
-        let record = self.record()?;
+        let store = Store::shared(&self.key, self.on_note)?;
+        let record = store.load()?;
         Ok(if !record.under_way.is_empty() {
             Some("a verb was cut off: the next one that changes something takes back what it did".to_owned())
         } else {
@@ -143,14 +143,26 @@ impl Host {
         Ok(ns)
     }
 
+    /// The MTU of a network for which none is asked for: as netavark does, that of the default route's interface.
+    pub fn default_mtu(&self) -> Result<u16> {
+        let Some(index) = self.netlink.default_route_interface()? else { return Ok(ETHERNET_MTU) };
+        let link = self.netlink.link_by_index(index)?;
+        Ok(link.map_or(ETHERNET_MTU, |link| u16::try_from(link.mtu).unwrap_or(u16::MAX)))
+    }
+
     /// Refuses what would not outlive this command: a mount made in a private mount namespace goes with it.
     pub fn check_mounts_last(&self, verb: &str) -> Result<()> {
-        match &self.place {
-            Place::Stuck { why } => {
+        let why = match &self.place {
+            Place::Stuck { why } => Some(why.clone()),
+            Place::Unknown => place::why_private()?,
+            Place::Home | Place::Entered { .. } => None,
+        };
+        match why {
+            Some(why) => {
                 Err(KernelError::refused(verb, format!("what it mounts would vanish with this command ({why})"))
                     .with_remedy("run it outside, with --host-ns NAME"))
             }
-            Place::Home | Place::Entered { .. } => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -169,31 +181,54 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        let store = Store::locked(&self.key)?;
+        self.change_in(&Store::locked(&self.key, self.on_note)?, edit, look)
+    }
+
+    /// The same without waiting: `None` when another verb is under way, and nothing was done.
+    pub fn change_if_free<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
+        match Store::locked_if_free(&self.key)? {
+            Some(store) => self.change_in(&store, edit, look).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn change_in<T>(
+        &self,
+        store: &Store,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let _whole = Uninterrupted::begin()?;
-        let old = self.settled(&store)?;
+        let old = self.settled(store)?;
         let change = self.prepare(old, edit, look)?;
+        self.check(&change.steps)?;
         if !change.new.is_empty() {
             self.mark();
         }
         let outcome = if !change.steps.is_empty() {
-            self.replace(&store, &change.old, &change.new, &change.steps)
+            self.replace(store, &change.old, &change.new, &change.steps)
         } else if change.new != change.old {
             store.save(&change.new)
         } else {
             Ok(())
         };
-        self.tidy(if outcome.is_ok() { &change.new } else { &change.old });
+        self.tidy(store);
         outcome.map(|()| change).map_err(Into::into)
     }
 
-    /// What such a change would do. Nothing is changed; what would be refused is refused.
+    /// What such a change would do, with no other under way. Nothing is changed, and only what the edit refuses is
+    /// refused: see [`Host::check`].
     pub fn preview<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.prepare(self.state()?, edit, look)
+        let store = Store::shared(&self.key, self.on_note)?;
+        self.prepare(store.load()?.state, edit, look)
     }
 
     /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
@@ -218,7 +253,6 @@ impl Host {
         reserved::note_before(&mut new)?;
         let drift = observe::drift(self, &old, &scope)?;
         let steps = plan(&old, &new, &drift);
-        self.check_possible(&steps)?;
         Ok(Change { answer, old, new, drift, steps })
     }
 
@@ -244,21 +278,21 @@ impl Host {
     fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step]) -> Result<()> {
         store.begin(old, new, steps)?;
         let mut begun = 0;
-        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).or_else(|error| {
+        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).map_err(|error| {
             // The step that failed may be half done; undoing it is harmless.
             let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
-            Err(match undone {
+            match undone {
                 Ok(()) => error,
                 Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
                     .with_remedy("the next verb tries again"),
-            })
+            }
         });
         self.deleted.take();
         outcome
     }
 
-    /// Nothing is changed before it is known that it can be done.
-    fn check_possible(&self, steps: &[Step]) -> Result<()> {
+    /// Fails when some step cannot be done, as far as can be told without doing it: then nothing is changed.
+    pub fn check(&self, steps: &[Step]) -> Result<()> {
         let has = |is_meant: fn(&Step) -> bool| steps.iter().any(|step| is_meant(step.inner()));
         let loads = has(|step| *step == Step::LoadDataplane);
         if has(needs_the_dataplane) {
@@ -276,7 +310,8 @@ impl Host {
         if mounts || (loads && !mounts::is_bpffs(Path::new(BPFFS))?) {
             self.check_mounts_last(if mounts { "make a namespace" } else { "mount the pins' file system" })?;
         }
-        steps.iter().try_for_each(|step| steps::check(self, step))
+        let around = Around::of(steps);
+        steps.iter().try_for_each(|step| steps::check(self, step, &around))
     }
 
     /// Does all steps, counting in `begun` how many it has begun.
@@ -286,7 +321,7 @@ impl Host {
             self.carry_out_one(step)?;
         }
         // The steps may have given the host addresses, or taken some.
-        sockets::refresh_locals(self)
+        sockets::refresh_locals(self).map(|_was_stale| ())
     }
 
     pub(super) fn carry_out_one(&self, step: &Step) -> Result<()> {
@@ -305,7 +340,7 @@ impl Host {
                 first = undone;
             }
         }
-        first.and_then(|()| sockets::refresh_locals(self))
+        first.and_then(|()| sockets::refresh_locals(self).map(|_was_stale| ()))
     }
 
     /// Sees to it that what we leave can be recognised when the namespace is gone.
@@ -322,9 +357,9 @@ impl Host {
     }
 
     /// Removes what is of no use any more: of this host, and of hosts that are gone.
-    pub(super) fn tidy(&self, state: &State) {
-        let unmark = || alive::unmark(&self.key);
-        let unmarked = if state.is_empty() { unmark().or_else(|_error| unmark()) } else { Ok(()) };
+    pub(super) fn tidy(&self, store: &Store) {
+        let unmark = || if store.exists()? { Ok(()) } else { alive::unmark(&self.key) };
+        let unmarked = unmark().or_else(|_error| unmark());
         match unmarked.and_then(|()| alive::sweep()) {
             Ok(swept) => {
                 for host in swept {

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, MapData};
 use nsnet_common::layout::{
@@ -179,7 +178,7 @@ impl Maps {
     pub(super) fn all_ports(&self) -> Result<Vec<Port>> {
         let mut all = vec![Port::default(); MAX_PORTS as usize];
         let data = self.data(names::PORTS)?;
-        batch::for_each(data.fd().as_fd(), names::PORTS, |index: u32, port: Port| {
+        batch::for_each(&data, names::PORTS, |index: u32, port: Port| {
             if let Some(slot) = all.get_mut(index as usize) {
                 *slot = port;
             }
@@ -192,7 +191,7 @@ impl Maps {
     pub(super) fn all_owners(&self) -> Result<HashMap<AddressKey, PortId>> {
         let mut owners = HashMap::new();
         let data = self.data(names::ADDRESSES)?;
-        batch::for_each(data.fd().as_fd(), names::ADDRESSES, |key: AddressKey, port: PortId| {
+        batch::for_each(&data, names::ADDRESSES, |key: AddressKey, port: PortId| {
             owners.insert(key, port);
             Ok::<_, KernelError>(())
         })?;

@@ -16,7 +16,7 @@ use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::publish::PublishMaps;
 use super::route::Route as KernelRoute;
-use super::steps::{entry, host_entry, with_prefix};
+use super::steps::{entry, host_entry, overlap, with_prefix};
 use super::{policy, reserved, sockets, stages, strays, uplink};
 use crate::model::drift::{Difference, Drift, Object};
 use crate::model::name::{Name, unused_end};
@@ -28,7 +28,7 @@ use interfaces::{Expected, Interfaces};
 pub enum Scope {
     /// Nothing: the kernel is thought to be as it was left.
     Nothing,
-    /// These objects, as far as they are in the state.
+    /// These objects, as far as they are in the state, or left over beside it.
     These(HashSet<Object>),
     /// All that is in the state, and what is left over beside it.
     Everything,
@@ -38,6 +38,15 @@ impl Scope {
     /// These objects.
     pub fn these(objects: impl IntoIterator<Item = Object>) -> Self {
         Self::These(objects.into_iter().collect())
+    }
+
+    /// Whether it has something that is left over.
+    fn has_strays(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::These(objects) => objects.iter().any(|object| matches!(object, Object::Stray(_))),
+            Self::Everything => true,
+        }
     }
 
     fn has(&self, object: &Object) -> bool {
@@ -66,7 +75,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
     for name in state.namespaces.keys() {
         look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
-    look.at(Object::Dataplane, |look| look.dataplane(state, missing))?;
+    look.at(Object::Dataplane, |look| look.dataplane(state, &missing))?;
     look.at_host(state)?;
     for network in state.networks.values() {
         look.at(Object::network(network), |look| look.network(network))?;
@@ -83,9 +92,9 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         look.at(Object::route(route), |look| look.route(route))?;
     }
     look.at_publishes(state)?;
-    if matches!(scope, Scope::Everything) {
+    if scope.has_strays() {
         for (stray, difference) in strays::find(host, state, look.is_whole)? {
-            look.found.push(Drift { object: Object::Stray(stray), differences: vec![difference] });
+            look.at(Object::Stray(stray), |_look| Ok(vec![difference]))?;
         }
     }
     Ok(look.found)
@@ -139,6 +148,7 @@ impl Look<'_> {
                 Ok((!is_there).then(|| Difference::missing("an uplink that a network names")).into_iter().collect())
             })?;
         }
+        self.overlaps(state)?;
         if self.is_whole {
             self.at(Object::Pools, |_look| policy::pool_differences(host, state))?;
             self.at(Object::Locals, |_look| sockets::local_differences(host))?;
@@ -146,9 +156,26 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn dataplane(&self, state: &State, missing: Vec<String>) -> Result<Vec<Difference>> {
+    /// What the host has come to reach otherwise since a network was made, which was checked then.
+    fn overlaps(&mut self, state: &State) -> Result<()> {
         if state.networks.is_empty() {
-            let is_there = self.host.dataplane.loaded()?;
+            return Ok(());
+        }
+        let (addresses, routes) = (self.host.netlink.all_addresses()?, self.host.netlink.routes()?);
+        for network in state.networks.values() {
+            self.at(Object::OfHost(format!("way to network {}", network.name)), |_look| {
+                let other = overlap(network, &addresses, &routes);
+                let extra = |(subnet, other)| Difference::extra(format_args!("overlap of subnet {subnet} and"), other);
+                Ok(other.map(extra).into_iter().collect())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn dataplane(&self, state: &State, missing: &[String]) -> Result<Vec<Difference>> {
+        if state.networks.is_empty() {
+            // Without any state, it is the file that is missing ([`Host::disorder`]).
+            let is_there = !state.is_empty() && self.host.dataplane.loaded()?;
             return Ok(is_there.then(|| Difference::extra("programs", "without a network")).into_iter().collect());
         }
         if !self.host.dataplane.loaded()? {
@@ -236,7 +263,7 @@ impl Look<'_> {
         for (ip, owner) in maps.owners(should.network(), &expected.addresses)? {
             match owner {
                 Some(owner) => {
-                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0))
+                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0));
                 }
                 None => found.push(Difference::lacks("entry of address", ip)),
             }

@@ -1,7 +1,5 @@
 //! Published ports in the dataplane's maps.
 
-use std::os::fd::AsFd as _;
-
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use nsnet_common::layout::{self, PortId, PublishedKey, names, port_prefixes};
@@ -88,7 +86,7 @@ impl PublishMaps {
     pub(super) fn used_places(&self, maps: &Maps) -> Result<Vec<u16>> {
         let mut places = Vec::new();
         let data = maps.data(names::PUBLISHES)?;
-        batch::for_each(data.fd().as_fd(), names::PUBLISHES, |place: u32, publish: layout::Publish| {
+        batch::for_each(&data, names::PUBLISHES, |place: u32, publish: layout::Publish| {
             if publish.owner != PortId::NONE {
                 places.push(place as u16);
             }

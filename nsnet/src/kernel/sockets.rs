@@ -21,7 +21,7 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
-use super::maps::all;
+use super::maps::{all, gone};
 use crate::model::drift::Difference;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
@@ -94,20 +94,29 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
     program.try_into().map_err(|_other_type| missing())
 }
 
-/// Tells the programs which addresses the host has now. Only what differs is written.
-pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
+/// Tells the programs which addresses the host has now. Only what differs is written. Whether anything did.
+///
+/// Needs no lock: whoever has written looks again, so the last to write has written what is.
+pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
+    const TURNS: usize = 10;
     if !host.dataplane.loaded()? {
-        return Ok(());
+        return Ok(false);
     }
-    let (mut locals, wanted) = (locals(host)?, addresses(host)?);
-    let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
-    for ip in wanted.difference(&known) {
-        locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+    let mut locals = locals(host)?;
+    for turn in 0..TURNS {
+        let wanted = addresses(host)?;
+        let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
+        if wanted == known {
+            return Ok(turn > 0);
+        }
+        for ip in wanted.difference(&known) {
+            locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+        }
+        for ip in known.difference(&wanted) {
+            gone(locals.remove(ip), names::LOCALS)?;
+        }
     }
-    for ip in known.difference(&wanted) {
-        locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
-    }
-    Ok(())
+    Err(KernelError::refused("enter the addresses of the host", "they change all the time"))
 }
 
 /// Where the programs know other addresses than the host has now.

@@ -1,22 +1,22 @@
 //! The desired state's file: one for each host, replaced atomically, under a lock.
 //!
 //! ```text
-//! /run/nsnet/lock            held by a verb from its first look at the state to its last change
+//! /run/nsnet/<host>.lock     held by a verb from its first look at the state to its last change
+//! /run/nsnet/lock            held by whoever removes what is left of hosts that are gone
 //! /run/nsnet/<host>.json     the state, and the steps of a verb that is under way
 //! /run/nsnet/<host>.draft    the same while it is written; /run/nsnet/<host>.next  the state that these steps lead to
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing as _, KernelError, Result};
+use super::lock::{Lock, Sharing};
 use crate::model::plan::Step;
 use crate::model::state::State;
 
@@ -24,8 +24,6 @@ use crate::model::state::State;
 pub const RUN: &str = "/run/nsnet";
 /// Where the pins are.
 pub const BPFFS: &str = "/run/nsnet/bpf";
-/// Held by whoever changes something.
-const LOCK: &str = "/run/nsnet/lock";
 
 /// What the file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,31 +43,43 @@ pub struct Record {
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<File>,
+    lock: Option<Lock>,
 }
 
 impl Store {
     /// The files of `host`, for reading only: readers see the state before or after a verb, never between.
     pub fn read_only(host: &str) -> Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
-        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), _lock: None })
+        Self::with(host, None)
     }
 
-    /// The files of `host`, held against all other verbs until dropped.
-    pub fn locked(host: &str) -> Result<Self> {
-        match DirBuilder::new().mode(0o700).create(RUN) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(error).doing(|| format!("create {RUN}"));
-            }
-            _ => check_private(Path::new(RUN))?,
-        }
-        let file = open_lock()?;
-        locked(&file).doing(|| format!("lock {LOCK}"))?;
-        let store = Self { _lock: Some(file), ..Self::read_only(host)? };
-        // Of a verb that was killed.
-        remove(&store.draft())?;
-        remove(&store.next())?;
-        Ok(store)
+    fn with(host: &str, lock: Option<Lock>) -> Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
+        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), lock })
+    }
+
+    /// The files of `host`, held against all other verbs until dropped. `on_wait` is told when that takes over a second.
+    pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        prepare_folder()?;
+        Self::swept(Self::with(host, Lock::taken(&lock_path(host), Sharing::Alone, on_wait)?)?)
+    }
+
+    /// The same without waiting: `None` when another verb holds it.
+    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        prepare_folder()?;
+        let lock = Lock::if_free(&lock_path(host), Sharing::Alone)?;
+        lock.map(|lock| Self::with(host, Some(lock)).and_then(Self::swept)).transpose()
+    }
+
+    /// The files of `host`, held against verbs that change something, so that the kernel is as the file says.
+    pub fn shared(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        Self::with(host, Lock::taken(&lock_path(host), Sharing::WithReaders, on_wait)?)
+    }
+
+    /// Without what a verb that was killed has left.
+    fn swept(self) -> Result<Self> {
+        remove(&self.draft())?;
+        remove(&self.next())?;
+        Ok(self)
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -155,31 +165,23 @@ impl Store {
     }
 }
 
-/// Waits until no verb is under way on any host, and keeps it so until the file is dropped; `None` when that takes longer
-/// than `limit`.
-pub(crate) fn shared(limit: Duration) -> Result<Option<File>> {
-    let (file, began) = (open_lock()?, Instant::now());
-    loop {
-        match file.try_lock_shared() {
-            Ok(()) => return Ok(Some(file)),
-            Err(TryLockError::WouldBlock) if began.elapsed() < limit => thread::sleep(Duration::from_millis(5)),
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error).doing(|| format!("lock {LOCK}")),
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Nothing is left of a host that has nothing. One that only reads leaves it to who changes something.
+        if self.lock.as_ref().is_some_and(Lock::is_alone) && !self.path.exists() {
+            let _left_for_the_next = fs::remove_file(self.path.with_extension("lock"));
         }
     }
 }
 
-fn open_lock() -> Result<File> {
-    private().create(true).open(LOCK).doing(|| format!("open {LOCK}"))
+fn lock_path(host: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{host}.lock"))
 }
 
-/// Waits for an exclusive lock, which ends when the file is closed.
-pub(crate) fn locked(file: &File) -> io::Result<()> {
-    loop {
-        match file.lock() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
+fn prepare_folder() -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(RUN) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error).doing(|| format!("create {RUN}")),
+        _ => check_private(Path::new(RUN)),
     }
 }
 

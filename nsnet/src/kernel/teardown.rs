@@ -18,7 +18,7 @@ impl Host {
     /// Unlike other verbs it goes on after an error, and tries again what failed: half a host is no use to anybody. What
     /// fails twice is left for the next time.
     pub fn down(&self) -> Result<()> {
-        let store = Store::locked(&self.key)?;
+        let store = Store::locked(&self.key, self.on_note)?;
         let _whole = Uninterrupted::begin()?;
         let old = match store.load() {
             Ok(record) => {
@@ -36,7 +36,7 @@ impl Host {
         self.again(|| self.remove_what_is_left(old.is_empty()))?;
         self.again(|| store.save(&State::default()))?;
         self.deleted.take();
-        self.tidy(&State::default());
+        self.tidy(&store);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Uplinks: interfaces of the host's that our program sits on, and that are otherwise left as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -21,11 +21,21 @@ use crate::model::uplink::{Candidate, Uplink};
 /// Brings what `state` holds of the host around it up to date: its uplinks. A network that is not among
 /// `known` is being made: the uplink that it names must be there.
 pub fn look_around(host: &Host, known: &BTreeMap<Name, Network>, state: &mut State) -> anyhow::Result<()> {
+    look_around_keeping(host, known, state, &HashSet::new())
+}
+
+/// The same; uplinks with the indexes `kept` stay, though nothing may lead out by them just now.
+pub(crate) fn look_around_keeping(
+    host: &Host,
+    known: &BTreeMap<Name, Network>,
+    state: &mut State,
+    kept: &HashSet<u32>,
+) -> anyhow::Result<()> {
     let mut with_a_way_out = state.networks.values().filter(|network| !network.outside.internal).peekable();
     if with_a_way_out.peek().is_none() {
         state.uplinks.clear();
     } else {
-        let candidates = candidates(host)?;
+        let candidates = candidates(host, kept)?;
         for network in with_a_way_out.filter(|network| !known.contains_key(&network.name)) {
             if let Some(choice) = &network.outside.uplink {
                 state.check_uplink(choice, &candidates)?;
@@ -37,7 +47,7 @@ pub fn look_around(host: &Host, known: &BTreeMap<Name, Network>, state: &mut Sta
 }
 
 /// Every interface of the host.
-fn candidates(host: &Host) -> Result<Vec<Candidate>> {
+fn candidates(host: &Host, kept: &HashSet<u32>) -> Result<Vec<Candidate>> {
     let (addresses, routes) = (host.netlink.all_addresses()?, host.netlink.routes()?);
     let with_qdisc = if host.features.tcx { Vec::new() } else { host.netlink.interfaces_with_clsact()? };
     let candidate = |link: Link| {
@@ -51,6 +61,7 @@ fn candidates(host: &Host) -> Result<Vec<Candidate>> {
             addresses: addresses.iter().filter(|(at, _)| *at == index).map(|(_, address)| *address).collect(),
             routes: routes.iter().filter(|route| route.index == Some(index)).map(|route| route.dest).collect(),
             has_qdisc: with_qdisc.contains(&index),
+            stays: kept.contains(&index),
         }
     };
     Ok(host.netlink.links()?.into_iter().map(candidate).collect())

@@ -244,12 +244,6 @@ impl State {
             .find(|cable| (cable.a.ns == *one && cable.b.ns == *other) || (cable.a.ns == *other && cable.b.ns == *one))
     }
 
-    /// Whether somebody in `network` has `ip`.
-    pub fn is_taken(&self, network: &Network, ip: IpAddr) -> bool {
-        network.subnets.iter().any(|subnet| subnet.gateway == ip)
-            || self.attachments.iter().any(|port| port.network == network.name && port.ips.contains(&ip))
-    }
-
     /// Whether an interface `name` of ours is in `ns` already.
     pub fn has_interface(&self, ns: &Name, name: &str) -> bool {
         self.attachments.iter().any(|port| port.ns == *ns && port.inner == name)

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::Around;
 use super::interface::{check_free, set_addresses, set_ipv6, set_link, with_prefix};
 use super::port::host_entry;
 use crate::kernel::dataplane::Hook;
@@ -9,15 +10,16 @@ use crate::kernel::error::{KernelError, Result};
 use crate::kernel::host::Host;
 use crate::kernel::link::Link;
 use crate::kernel::policy;
+use crate::kernel::route::Route;
 use crate::kernel::veth::VethSpec;
 use crate::model::name::unused_end;
 use crate::model::state::Network;
 
-pub(super) fn check(host: &Host, network: &Network) -> Result<()> {
+pub(super) fn check(host: &Host, network: &Network, around: &Around<'_>) -> Result<()> {
     for name in [network.name.as_str(), &unused_end(&network.name)] {
-        check_free(&host.netlink, name, network.port())?;
+        check_free(&host.netlink, name, network.port(), around)?;
     }
-    check_subnets(host, network)
+    check_subnets(host, network, around)
 }
 
 /// Makes the network, or what is missing of it: connections go on over what is there.
@@ -83,31 +85,35 @@ pub(super) fn delete(host: &Host, network: &Network) -> Result<()> {
 }
 
 /// RFC 4787 REQ-7: addresses of the network must not be ones that the host already reaches otherwise.
-fn check_subnets(host: &Host, network: &Network) -> Result<()> {
-    for (index, address) in host.netlink.all_addresses()? {
-        let ours =
-            network.subnets.iter().find(|s| s.net.contains(&address.addr()) || address.contains(&s.net.network()));
-        if let Some(subnet) = ours.filter(|_| index != network.port().ifindex()) {
-            return Err(overlaps(network, &subnet.net, format_args!("{address}, which an interface of the host has")));
+fn check_subnets(host: &Host, network: &Network, around: &Around<'_>) -> Result<()> {
+    let (mut addresses, mut routes) = (host.netlink.all_addresses()?, host.netlink.routes()?);
+    addresses.retain(|(index, _)| !around.ports.contains(index));
+    routes.retain(|route| !route.index.is_some_and(|index| around.ports.contains(&index)));
+    match overlap(network, &addresses, &routes) {
+        Some((subnet, other)) => {
+            let why = format!("subnet {subnet} overlaps {other}");
+            let refused = KernelError::refused(format!("make network {}", network.name), why);
+            Err(refused.with_remedy("choose another subnet"))
         }
+        None => Ok(()),
     }
-    for route in host.netlink.routes()? {
-        let is_connected = route.via.is_none() && route.dest.prefix_len() > 0;
-        let (first, last) = (route.dest.network(), route.dest.broadcast());
-        let ours = network
-            .subnets
-            .iter()
-            .find(|s| s.net.contains(&first) || s.net.contains(&last) || route.dest.contains(&s.net.network()));
-        let is_other = is_connected && route.index != Some(network.port().ifindex());
-        if let Some(subnet) = ours.filter(|_| is_other) {
-            let other = format_args!("{}, to which the host has a route by an interface", route.dest);
-            return Err(overlaps(network, &subnet.net, other));
-        }
-    }
-    Ok(())
 }
 
-fn overlaps(network: &Network, subnet: &IpNet, other: std::fmt::Arguments<'_>) -> KernelError {
-    let why = format!("subnet {subnet} overlaps {other}");
-    KernelError::refused(format!("make network {}", network.name), why).with_remedy("choose another subnet")
+/// A subnet of the network whose addresses the host reaches otherwise, and how: by one of its addresses, or by a route.
+pub(crate) fn overlap(network: &Network, addresses: &[(u32, IpNet)], routes: &[Route]) -> Option<(IpNet, String)> {
+    let own = network.port().ifindex();
+    let shared = |net: &IpNet| {
+        let (first, last) = (net.network(), net.broadcast());
+        let mut subnets = network.subnets.iter().map(|subnet| subnet.net);
+        subnets.find(|ours| ours.contains(&first) || ours.contains(&last) || net.contains(&ours.network()))
+    };
+    let mut addresses = addresses.iter().filter(|(index, _)| *index != own);
+    let by_address = addresses
+        .find_map(|(_, address)| Some((shared(address)?, format!("{address}, which an interface of the host has"))));
+    let is_connected = |route: &&Route| route.via.is_none() && route.dest.prefix_len() > 0;
+    let mut routes = routes.iter().filter(is_connected).filter(|route| route.index != Some(own));
+    by_address.or_else(|| {
+        let to = |route: &Route| format!("{}, to which the host has a route by an interface", route.dest);
+        routes.find_map(|route| Some((shared(&route.dest)?, to(route))))
+    })
 }
