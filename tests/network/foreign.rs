@@ -3,56 +3,68 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::errno::Errno;
 use nix::libc;
-use nsnet::kernel::dataplane::{open_object, program_in};
-use nsnet::kernel::features::Features;
 use nsnet::kernel::netlink::Netlink;
 use nsnet::lab::ping::ping;
-use nsnet::lab::{HOST_IP, Lab, TcpServer, tcp};
+use nsnet::lab::{HOST_IP, Lab, TcpServer, WAN_IP, tcp};
 use nsnet_common::layout::names;
 
 use super::cut_off::{ATTACH, NETWORK, host, red_is_attached};
 
-/// What stands for somebody else's program: one that no interface of these has otherwise.
-const FOREIGN: &str = names::FROM_HOST;
-
 /// Runs a tool in the lab's host; `None` when there is no such tool here, which is told.
-fn tool(lab: &Lab, line: &str) -> Result<Option<String>> {
-    let mut words = line.split_whitespace();
-    let mut command = Command::new(words.next().context("no tool")?);
-    command.args(words);
-    match lab.within("host", || command.output())? {
+fn command(lab: &Lab, words: &[&str]) -> Result<Option<String>> {
+    let (program, arguments) = words.split_first().context("no tool")?;
+    match lab.within("host", || Command::new(program).args(arguments).output())? {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: there is no tool for `{line}` here");
+            println!("skipped: there is no {program} here");
             Ok(None)
         }
         output => {
             let output = output?;
-            ensure!(output.status.success(), "`{line}`: {}", String::from_utf8_lossy(&output.stderr));
+            ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
             Ok(Some(String::from_utf8(output.stdout)?))
         }
     }
 }
 
-/// An XDP program that passes everything, on an interface of the calling thread's namespace, for as long as this is open.
-struct Xdp(OwnedFd);
+fn tool(lab: &Lab, line: &str) -> Result<Option<String>> {
+    command(lab, &line.split(' ').collect::<Vec<_>>())
+}
 
-impl Xdp {
-    fn on(index: u32) -> Result<Self> {
-        /// `r0 = XDP_PASS; exit` (Documentation/bpf/standardization/instruction-set.rst).
-        const PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
+/// A place for a program of somebody's: the program's type and the link's (include/uapi/linux/bpf.h), the link's flags, and
+/// what the program returns.
+struct Hook {
+    name: &'static str,
+    program: u32,
+    link: u32,
+    flags: u32,
+    verdict: u32,
+}
+
+const HOOKS: [Hook; 3] = [
+    // XDP_PASS; in the stack's own way of doing it (XDP_FLAGS_SKB_MODE), which every driver has.
+    Hook { name: "XDP", program: 6, link: 37, flags: 2, verdict: 2 },
+    // TCX_NEXT: whoever comes next decides.
+    Hook { name: "tcx ingress", program: 3, link: 46, flags: 0, verdict: u32::MAX },
+    Hook { name: "tcx egress", program: 3, link: 47, flags: 0, verdict: u32::MAX },
+];
+
+/// A program that lets everything pass, on an interface, for as long as this is open.
+struct Foreign(OwnedFd);
+
+impl Foreign {
+    /// On the interface `index` of the calling thread's namespace.
+    fn on(index: u32, hook: &Hook) -> Result<Self> {
         const BPF_PROG_LOAD: libc::c_long = 5;
         const BPF_LINK_CREATE: libc::c_long = 28;
-        const BPF_PROG_TYPE_XDP: u32 = 6;
-        const BPF_XDP: u32 = 37;
-        const XDP_FLAGS_SKB_MODE: u32 = 2;
-        /// The beginning of `union bpf_attr` for a program that is loaded (include/uapi/linux/bpf.h).
+        /// The beginning of `union bpf_attr` for a program that is loaded.
         #[repr(C)]
         struct Load {
             kind: u32,
@@ -60,20 +72,22 @@ impl Xdp {
             instructions: u64,
             license: u64,
         }
+        // `r0 = verdict; exit` (RFC 9669): an instruction's immediate is its upper half.
+        let instructions = [(u64::from(hook.verdict) << 32) | 0xb7, 0x95];
         let license = c"GPL";
         let load = Load {
-            kind: BPF_PROG_TYPE_XDP,
-            count: PROGRAM.len() as u32,
-            instructions: PROGRAM.as_ptr() as u64,
+            kind: hook.program,
+            count: instructions.len() as u32,
+            instructions: instructions.as_ptr() as u64,
             license: license.as_ptr() as u64,
         };
         // SAFETY: the structure is what the command reads, and what it points to outlives the call.
         let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
-        let program = descriptor(program).context("load an XDP program")?;
-        let link: [u32; 4] = [program.as_raw_fd() as u32, index, BPF_XDP, XDP_FLAGS_SKB_MODE];
+        let program = descriptor(program).with_context(|| format!("load a program for {}", hook.name))?;
+        let link: [u32; 4] = [program.as_raw_fd() as u32, index, hook.link, hook.flags];
         // SAFETY: as above: a program, an interface, a type and flags.
         let link = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, link.as_ptr(), size_of_val(&link)) };
-        Ok(Self(descriptor(link).context("attach an XDP program")?))
+        Ok(Self(descriptor(link).with_context(|| format!("attach a program to {}", hook.name))?))
     }
 
     /// The interface that it is on; 0 when it was taken off.
@@ -91,42 +105,30 @@ fn descriptor(result: libc::c_long) -> Result<OwnedFd> {
 }
 
 #[test]
-fn programs_filters_and_qdiscs_of_others_stay() -> Result<()> {
+fn programs_and_qdiscs_of_others_stay() -> Result<()> {
     let lab = host()?;
     lab.nsnet(NETWORK)?;
     let port = lab.json(ATTACH)?;
     let outer = port["host_ifname"].as_str().context("no host_ifname")?.to_owned();
     let netlink = Netlink::inside(&lab.ns("host")?)?;
     let interfaces = ["uplink", "v-net-0", &outer];
-    let xdp = interfaces.map(|name| Xdp::on_host(&lab, netlink.existing_link(name)?.index));
-    let xdp = xdp.into_iter().collect::<Result<Vec<_>>>()?;
-    let mut ebpf = lab.within("host", || open_object(Features::probe()))??;
-    let program = program_in(&mut ebpf, FOREIGN)?;
-    // Behind ours, where only what we let pass to the host arrives; and on the side that we have nothing on.
-    let mut links = Vec::new();
+    let mut programs = Vec::new();
     for name in interfaces {
-        let filter = || TcAttachOptions::Netlink(NlOptions::default());
-        links.push(lab.within("host", || {
-            let _had_one = aya::programs::tc::qdisc_add_clsact(name);
-            program.attach_with_options(name, TcAttachType::Egress, filter())
-        })??);
+        let index = netlink.existing_link(name)?.index;
+        for hook in &HOOKS {
+            programs.push((name, hook.name, lab.within("host", || Foreign::on(index, hook))??));
+        }
     }
-    let has_qdiscs = interfaces.iter().all(|name| {
-        matches!(
-            tool(&lab, &format!("tc qdisc add dev {name} root tbf rate 1gbit burst 100kb latency 50ms")),
-            Ok(Some(_))
-        )
-    });
-    ensure!(has_qdiscs || tool(&lab, "tc -V")?.is_none(), "`tc` is here, and made no qdiscs");
+    let qdisc = "root tbf rate 1gbit burst 100kb latency 50ms";
+    for name in interfaces {
+        tool(&lab, &format!("tc qdisc add dev {name} {qdisc}"))?;
+    }
     let check = |of: &[&str], after: &str| -> Result<()> {
-        for (name, xdp) in interfaces.iter().zip(&xdp).filter(|(name, _)| of.contains(name)) {
+        for (name, hook, program) in programs.iter().filter(|(name, ..)| of.contains(name)) {
             let index = netlink.existing_link(name)?.index;
-            ensure!(xdp.interface()? == index, "the XDP program is off {name} after `{after}`");
-            let filters = tool(&lab, &format!("tc filter show dev {name} egress"))?;
-            ensure!(
-                filters.is_none_or(|filters| filters.contains(FOREIGN)),
-                "the filter is off {name} after `{after}`"
-            );
+            ensure!(program.interface()? == index, "the program at {hook} is off {name} after `{after}`");
+        }
+        for name in of {
             let qdiscs = tool(&lab, &format!("tc qdisc show dev {name}"))?;
             ensure!(qdiscs.is_none_or(|qdiscs| qdiscs.contains("tbf")), "the qdisc of {name} is gone after `{after}`");
         }
@@ -153,19 +155,9 @@ fn programs_filters_and_qdiscs_of_others_stay() -> Result<()> {
     check(&["uplink", "v-net-0"], "detach")?;
     lab.nsnet("down")?;
     check(&["uplink"], "down")?;
-    let (_revision, programs) =
-        lab.within("host", || SchedClassifier::query_tcx("uplink", TcAttachType::Ingress))??;
-    ensure!(programs.is_empty(), "ours is left on the uplink");
-    for link in links.into_iter().take(1) {
-        lab.within("host", || program.detach(link))??;
-    }
+    let (_revision, left) = lab.within("host", || SchedClassifier::query_tcx("uplink", TcAttachType::Ingress))??;
+    ensure!(left.iter().all(|program| program.name_as_str() != Some(names::FROM_UPLINK)), "ours is left on the uplink");
     Ok(())
-}
-
-impl Xdp {
-    fn on_host(lab: &Lab, index: u32) -> Result<Self> {
-        lab.within("host", || Self::on(index))?
-    }
 }
 
 #[test]
@@ -173,19 +165,22 @@ fn flushing_the_firewall_cuts_nothing() -> Result<()> {
     const RULES: &str = "add table inet filter; \
                          add chain inet filter input { type filter hook input priority 0; policy accept; }; \
                          add rule inet filter input ct state established,related accept";
+    const FLUSHES: usize = 20;
     let lab = host()?;
     for line in [NETWORK, ATTACH, "publish add @red 8080:80"] {
         lab.nsnet(line)?;
     }
+    if command(&lab, &["nft", "list", "ruleset"])?.is_none() {
+        return Ok(());
+    }
     let _server = lab.within("red", || TcpServer::start(SocketAddr::new("0.0.0.0".parse()?, 80)))??;
     let published = SocketAddr::new(HOST_IP.parse()?, 8080);
-    let (wan, red) = (lab.ns("wan")?, lab.ns("red")?);
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let flushes = std::thread::scope(|scope| -> Result<usize> {
-        // A stream that goes on all the while, and pings, one after the other.
-        let streams = scope.spawn(|| -> Result<usize> {
+    let (wan, red, stop) = (lab.ns("wan")?, lab.ns("red")?, AtomicBool::new(false));
+    thread::scope(|scope| -> Result<()> {
+        // Streams and pings go on all the while, one after the other.
+        let streams = scope.spawn(|| -> Result<u32> {
             let mut count = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 wan.run(|| tcp::transfer(published, 20 << 20))??;
                 count += 1;
             }
@@ -193,40 +188,26 @@ fn flushing_the_firewall_cuts_nothing() -> Result<()> {
         });
         let pings = scope.spawn(|| -> Result<(u32, u32)> {
             let (mut sent, mut received) = (0, 0);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let pings = red.run(|| ping("192.168.1.3".parse()?, 10, 56, Duration::from_secs(2)))??;
+            while !stop.load(Ordering::Relaxed) {
+                let pings = red.run(|| ping(WAN_IP.parse()?, 10, 56, Duration::from_secs(2)))??;
                 (sent, received) = (sent + pings.sent, received + pings.received);
             }
             Ok((sent, received))
         });
-        let mut flushes = 0;
-        let flushed: Result<()> = (0..20).try_for_each(|_| {
-            for line in [RULES.split("; ").collect::<Vec<_>>().join(" ; "), "flush ruleset".to_owned()] {
-                let mut command = Command::new("nft");
-                command.arg(&line);
-                match lab.within("host", || command.output())? {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-                    output => {
-                        let output = output?;
-                        ensure!(output.status.success(), "nft {line}: {}", String::from_utf8_lossy(&output.stderr));
-                    }
-                }
-            }
-            flushes += 1;
-            std::thread::sleep(Duration::from_millis(50));
-            Ok(())
+        let flushed = (0..FLUSHES).try_for_each(|_| {
+            command(&lab, &["nft", RULES])?;
+            command(&lab, &["nft", "flush", "ruleset"])?;
+            thread::sleep(Duration::from_millis(50));
+            anyhow::Ok(())
         });
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         let streams = streams.join().map_err(|_panic| anyhow::anyhow!("the streams panicked"))??;
         let (sent, received) = pings.join().map_err(|_panic| anyhow::anyhow!("the pings panicked"))??;
         flushed?;
         ensure!(sent == received && streams > 0, "{received} of {sent} pings answered, {streams} streams whole");
-        println!("{flushes} flushes, {streams} streams whole, {received} of {sent} pings answered");
-        Ok(flushes)
+        println!("{FLUSHES} flushes: {streams} streams whole, {received} of {sent} pings answered");
+        Ok(())
     })?;
-    if flushes == 0 {
-        println!("skipped: there is no nft here");
-    }
     let status = lab.json("status")?;
     ensure!(status["drift"] == serde_json::json!([]), "{status}");
     Ok(())

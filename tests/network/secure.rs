@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -118,11 +119,11 @@ fn a_name_that_is_swapped_all_the_time() -> Result<()> {
     let before = World::of(&lab)?;
     let name = lab.name("red");
     named::create(&name)?;
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| -> Result<()> {
         let swapping = scope.spawn(|| -> Result<u32> {
             let mut swaps = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 named::delete(&name)?;
                 if swaps % 3 == 0 {
                     // For a moment it is the host itself.
@@ -145,7 +146,7 @@ fn a_name_that_is_swapped_all_the_time() -> Result<()> {
             }
             Ok(())
         });
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         let swaps = swapping.join().map_err(|_panic| anyhow::anyhow!("the swapping thread panicked"))??;
         println!("swapped {swaps} times");
         tried
