@@ -14,6 +14,11 @@
 //!   traffic    TCP, UDP and ICMP in every form          faults     what stands in the way, or changed behind our back
 //!   switching  where frames go, and in which shape      races      many verbs at once, and killed ones
 //!   limits     the longest frame, the most broadcasts   input      what is refused, and how
+//!   crash, cut_off  every system call killed and failed (tracer: who does that)
+//!   undo       undoing that fails, too                  boot       power cuts, full disks, read-only files
+//!   stale      hosts that are gone                      behind     each thing changed behind our back
+//!   churn      nothing grows                            foreign    programs and rules of others
+//!   secure     who may do what
 //!   isolation  what no namespace may do                 addresses  IPAM, MACs, learning and trusted ports
 //!                                                       neighbours ARP and neighbour discovery
 //!   nat_out    source NAT with real traffic             nat_in     published ports, packet by packet
@@ -27,8 +32,11 @@
 
 mod addresses;
 mod bed;
+mod behind;
 mod bench;
 mod capture;
+mod boot;
+mod churn;
 mod crash;
 mod crowd;
 mod ct;
@@ -45,6 +53,7 @@ mod explain_words;
 mod faults;
 mod file;
 mod film;
+mod foreign;
 mod fragments;
 mod icmp;
 mod input;
@@ -67,9 +76,12 @@ mod publish_verbs;
 mod races;
 mod reach;
 mod scenarios;
+mod secure;
 mod shot;
 mod sockets;
+mod stale;
 mod switching;
 mod tracer;
 mod traffic;
+mod undo;
 mod world;

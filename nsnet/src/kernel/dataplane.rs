@@ -5,8 +5,9 @@
 //!   programs/<name>  maps/<NAME>  links/<port id>
 //! ```
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -385,7 +386,11 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     for folder in ["programs", "maps", "links"] {
         let folder = root.join(folder);
-        fs::create_dir_all(&folder).doing(|| format!("create {}", folder.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .doing(|| format!("create {}", folder.display()))?;
     }
     for name in names::PROGRAMS {
         let pin = program_in(ebpf, name)?.pin(root.join("programs").join(name));
