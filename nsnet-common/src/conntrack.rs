@@ -11,14 +11,14 @@
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{
     About, Flow, FlowKey, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId, QUARANTINE,
-    flow_flags,
+    Usage, flow_flags,
 };
 use crate::nat;
 use crate::scratch::Scratch;
 use crate::tables::{Age, FlowEntry, Inserted, Tables};
 use crate::verdict::DropReason;
-use crate::wire::IpProtocol;
 use crate::wire::transport::tcp_flags;
+use crate::wire::{IpProtocol, Macs};
 
 /// How far a segment may be ahead of what was seen before to count as sent, bytes: one of random number is not.
 const LEAP: u32 = 1 << 20;
@@ -117,6 +117,20 @@ fn read_dead(key: &FlowKey, age: Age, flow: &mut Flow, tables: impl Tables) -> b
     !flow.about.is_alive(tables.seconds())
 }
 
+/// Ends the flow of packets of this tuple, if it is in the tables of that age and neither direction lives. Whether it was.
+#[inline(never)]
+pub fn end_if_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
+    let (mut flow, now) = (Flow::EMPTY, tables.seconds());
+    let Some(entry) = tables.flow(age, key) else { return false };
+    entry.read(&mut flow);
+    let answered = tables.flow(age, &flow.other_key(key));
+    if flow.about.is_alive(now) || answered.is_some_and(|other| other.about().is_alive(now)) {
+        return false;
+    }
+    end(key, &flow, age, tables);
+    true
+}
+
 /// Ends a flow, both directions.
 #[inline(never)]
 pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
@@ -129,14 +143,8 @@ pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
     tables.remove_flow(age, answers);
     if was_there && age == Age::Grown {
         tables.add_usage(owner, -1, if flow.about.has(flow_flags::POOLED) { -1 } else { 0 });
-        tables.add_usage(total(is_v4), -1, 0);
+        tables.add_usage(Usage::total(is_v4), -1, 0);
     }
-}
-
-/// Where all flows of a family are counted: slots of the usage table that no port has.
-#[inline(always)]
-fn total(is_v4: bool) -> PortId {
-    if is_v4 { PortId::NONE } else { PortId(crate::layout::MAX_PORTS as u16 - 1) }
 }
 
 /// Whether one more flow may be opened by `owner`.
@@ -147,7 +155,7 @@ pub fn check_quota(owner: PortId, limit: u32, is_v4: bool, tables: impl Tables) 
         return Err(DropReason::FlowQuota);
     }
     let room = i64::from(if is_v4 { MAX_FLOWS_V4 } else { MAX_FLOWS_V6 });
-    if tables.usage(total(is_v4)).flows as i64 >= room { Err(DropReason::TableFull) } else { Ok(()) }
+    if tables.usage(Usage::total(is_v4)).flows as i64 >= room { Err(DropReason::TableFull) } else { Ok(()) }
 }
 
 /// What a packet does to its flow.
@@ -302,7 +310,7 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
         return;
     }
     tables.add_usage(owner, 1, if flow.about.has(flow_flags::POOLED) { 1 } else { 0 });
-    tables.add_usage(total(key.is_v4()), 1, 0);
+    tables.add_usage(Usage::total(key.is_v4()), 1, 0);
     tables.remove_flow(Age::Young, key);
     tables.remove_flow(Age::Young, &other_key);
 }
@@ -370,28 +378,23 @@ pub struct Way {
     pub out: PortId,
     /// The longest packet, bytes.
     pub mtu: u16,
-    /// Destination MAC.
-    pub to_mac: crate::wire::Mac,
-    /// Source MAC.
-    pub from_mac: crate::wire::Mac,
+    /// The MACs that a packet is given.
+    pub macs: Macs,
 }
 
 impl Pair {
     /// No flow.
-    pub const EMPTY: Self = Self {
-        key: FlowKey::EMPTY,
-        flow: Flow::EMPTY,
-        back: Way { out: PortId::NONE, mtu: 0, to_mac: crate::wire::Mac::ZERO, from_mac: crate::wire::Mac::ZERO },
-    };
+    pub const EMPTY: Self =
+        Self { key: FlowKey::EMPTY, flow: Flow::EMPTY, back: Way { out: PortId::NONE, mtu: 0, macs: Macs::NONE } };
 
     /// Puts the other direction in front.
     #[inline(never)]
     pub fn turn(&mut self) {
         let other = self.flow.other_key(&self.key);
         let about = &mut self.flow.about;
-        let way = Way { out: about.out, mtu: about.mtu, to_mac: about.to_mac, from_mac: about.from_mac };
+        let way = Way { out: about.out, mtu: about.mtu, macs: about.macs };
         (about.out, about.mtu) = (self.back.out, self.back.mtu);
-        (about.to_mac, about.from_mac) = (self.back.to_mac, self.back.from_mac);
+        about.macs = self.back.macs;
         self.back = way;
         about.flags ^= flow_flags::REPLY;
         about.other_side = self.key.side;

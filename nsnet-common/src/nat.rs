@@ -15,7 +15,7 @@ use crate::layout::{
 };
 use crate::open::Lead;
 use crate::scratch::Scratch;
-use crate::tables::{Age, FlowEntry, Inserted, Tables};
+use crate::tables::{Age, FlowEntry, Inserted, Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol};
 
@@ -30,6 +30,7 @@ const FIRST_SYSTEM_PORT: u16 = 512;
 /// Enters both directions of the flow that is being made, whose opener is in front.
 #[inline(always)]
 pub fn enter(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Nat);
     let may_keep = scratch.lead == Lead::KeepOrPool;
     match scratch.pair.key.protocol() {
         _ if scratch.lead == Lead::Settled => enter_pair(&mut scratch.pair, tables),
@@ -429,9 +430,44 @@ pub fn forget_dead(key: &MappingKey, tables: impl Tables) {
     }
 }
 
+/// Ends a mapping of which `key` is a half, unless one of the halves lives; or a note that is dead. Whether it did.
+#[inline(never)]
+pub fn end_dead(key: &MappingKey, tables: impl Tables) -> bool {
+    let now = tables.seconds();
+    let Some(known) = tables.mapping(key).filter(|known| !known.is_alive(now)) else { return false };
+    if key.kind != mapping_kinds::ENDPOINT {
+        return tables.remove_mapping(key);
+    }
+    let is_outer = key.side == NetworkId::OUTSIDE;
+    // An owner that is gone has left nothing inside.
+    let inside = if is_outer { tables.port(known.owner).map(|owner| owner.network()) } else { None };
+    let side = inside.unwrap_or(NetworkId::OUTSIDE);
+    let protocol = IpProtocol(key.protocol);
+    let other_key = match is_outer {
+        true => MappingKey::inside(side, protocol, known.ip, known.port, key.ip),
+        false => MappingKey::outside(protocol, known.ip, known.port),
+    };
+    let other = tables.mapping(&other_key).filter(|other| (other.ip, other.port) == (key.ip, key.port));
+    if other.is_some_and(|other| other.is_alive(now)) {
+        return false;
+    }
+    let (inner, outer) = if is_outer { (&other_key, key) } else { (key, &other_key) };
+    let has_inner = !is_outer || other.is_some();
+    let has_outer = is_outer || other.is_some();
+    // The inner half first: a flow that begins meanwhile makes a mapping of its own, rather than use a port that is about
+    // to be free.
+    let was_inside = has_inner && tables.remove_mapping(inner);
+    let was_outside = has_outer && tables.remove_mapping(outer);
+    if was_outside {
+        tables.add_usage(known.owner, 0, -1);
+    }
+    was_inside || was_outside
+}
+
 /// The inside endpoint that the receiver of such packets is mapped to.
 #[inline(always)]
 pub fn mapped(key: &FlowKey, tables: impl Tables) -> Option<Mapping> {
+    tables.enter(Stage::Nat);
     let outside = MappingKey::outside(key.protocol(), key.destination, key.destination_port);
     tables.mapping(&outside).filter(|mapping| mapping.is_alive(tables.seconds()))
 }

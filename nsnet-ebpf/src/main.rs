@@ -16,6 +16,7 @@ mod maps;
 mod outcome;
 mod programs;
 mod sockets;
+mod words;
 
 /// Helpers such as `bpf_redirect_peer` are for programs under a GPL-compatible licence.
 #[expect(unsafe_code, reason = "a link section is the only way to state a program's licence")]

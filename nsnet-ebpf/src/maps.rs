@@ -2,18 +2,22 @@
 
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and behind raw pointers")]
 
+mod capture;
+mod drops;
 mod flows;
 mod tables;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::macros::map;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{HashOfMaps, RingBuf};
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
 use nsnet_common::layout::{
-    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding,
-    MAX_ADDRESSES, MAX_DROP_COUNTERS, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_FRAGMENTS, MAX_HELD, MAX_LOCALS, MAX_LOCKS,
-    MAX_MAPPINGS, MAX_NETWORKS, MAX_ORIGINALS, MAX_PORTS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_STATIONS,
-    MAX_SUBNETS, MAX_UPLINKS, MAX_YOUNG_FLOWS, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy,
-    Port, PortCounters, PortId, Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names,
+    AddressKey, Capturing, DropKey, Dropped, Event, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey,
+    Held, HeldKey, Holding, LastDrop, MAX_ADDRESSES, MAX_DROP_COUNTERS, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_FRAGMENTS,
+    MAX_HELD, MAX_LOCALS, MAX_LOCKS, MAX_MAPPINGS, MAX_NETWORKS, MAX_ORIGINALS, MAX_PORTS, MAX_PUBLISHED_PREFIXES,
+    MAX_PUBLISHES, MAX_REASONS, MAX_STATIONS, MAX_SUBNETS, MAX_UPLINKS, MAX_YOUNG_FLOWS, Mapping, MappingKey, Network,
+    NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey, Station, StationKey,
+    SubnetKey, Usage, names,
 };
 use nsnet_common::scratch::Scratch;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -36,7 +40,14 @@ static SUBNETS: LpmTrie<SubnetKey, NetworkId> = LpmTrie::with_max_entries(MAX_SU
 #[map]
 static COUNTERS: PerCpuArray<PortCounters> = PerCpuArray::with_max_entries(MAX_PORTS, 0);
 #[map]
-static DROPS: PerCpuHashMap<DropKey, Traffic> = PerCpuHashMap::with_max_entries(MAX_DROP_COUNTERS, BPF_F_NO_PREALLOC);
+static DROPS: PerCpuHashMap<DropKey, Dropped> = PerCpuHashMap::with_max_entries(MAX_DROP_COUNTERS, BPF_F_NO_PREALLOC);
+#[map]
+static LAST_DROPS: PerCpuArray<LastDrop> = PerCpuArray::with_max_entries(MAX_REASONS, 0);
+/// The rings are made by those who capture: no memory is taken for them before.
+#[btf_map]
+static RINGS: HashOfMaps<u32, RingBuf<Event, 4096>, 1> = HashOfMaps::new();
+#[map]
+static CAPTURING: PerCpuArray<Capturing> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static FLOOD_CLOCKS: Array<u64> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]
@@ -96,4 +107,20 @@ pub(crate) fn scratch<'a>() -> Option<&'a mut Scratch> {
     // SAFETY: programs on one CPU do not interrupt one another at a hook, and each asks once. All zeros, as which the
     // kernel makes it, is a value of every field, and only values are ever written.
     Some(unsafe { &mut *scratch })
+}
+
+/// The VLAN tag that the kernel has taken out of the frame, as on the wire; zeros for none.
+///
+/// # Safety
+/// The context is valid.
+#[inline(always)]
+unsafe fn tag_of(skb: *mut __sk_buff) -> [u8; 4] {
+    // SAFETY: the caller's.
+    let (is_present, protocol, tag) = unsafe { ((*skb).vlan_present, (*skb).vlan_proto, (*skb).vlan_tci) };
+    if is_present == 0 {
+        return [0; 4];
+    }
+    // The protocol in network byte order, as `skb->vlan_proto` has it; the tag in the host's.
+    let ([a, b, ..], [c, d]) = (protocol.to_ne_bytes(), (tag as u16).to_be_bytes());
+    [a, b, c, d]
 }

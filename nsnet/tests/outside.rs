@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
-use nsnet::model::edit::{AttachRequest, NetworkRequest};
 use nsnet::model::name::Name;
 use nsnet::model::plan::{Step, plan};
 use nsnet::model::policy::{Outside, UplinkChoice};
+use nsnet::model::request::{AttachRequest, NetworkRequest, RouteRequest};
 use nsnet::model::state::State;
 use nsnet::model::uplink::Candidate;
 
@@ -17,7 +17,8 @@ fn name(text: &str) -> Name {
 
 fn request(outside: Outside) -> NetworkRequest {
     let subnets = vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
-    NetworkRequest { name: name(NET), subnets, gateways: Vec::new(), mtu: None, default_mtu: 1500, outside }
+    let Outside { masquerade, internal, isolated, uplink, .. } = outside;
+    NetworkRequest { masquerade, internal, isolate: isolated, uplink, ..NetworkRequest::new(name(NET), subnets) }
 }
 
 fn masquerade() -> Outside {
@@ -30,20 +31,12 @@ fn named(uplink: &str) -> Outside {
 
 fn with_network(outside: Outside) -> State {
     let mut state = State::default();
-    state.add_network(&request(outside)).unwrap();
+    state.add_network(&request(outside), 1500).unwrap();
     state
 }
 
 fn attach(state: &mut State, ns: &str) {
-    let attach = AttachRequest {
-        network: name(NET),
-        ns: name(ns),
-        ips: Vec::new(),
-        mac: None,
-        interface: None,
-        learn: false,
-        trusted: false,
-    };
+    let attach = AttachRequest::new(name(NET), name(ns));
     let port = state.attach(&attach).unwrap();
     state.add_default_routes(&port, |_v4| false);
 }
@@ -58,6 +51,7 @@ fn eth(name: &str, ifindex: u32) -> Candidate {
         addresses: vec!["192.0.2.1/24".parse().unwrap()],
         routes: Vec::new(),
         has_qdisc: false,
+        stays: false,
     }
 }
 
@@ -65,16 +59,16 @@ fn eth(name: &str, ifindex: u32) -> Candidate {
 fn the_same_arguments_again_and_others() {
     let mut state = with_network(Outside { isolated: false, ..masquerade() });
     let before = state.clone();
-    state.add_network(&request(Outside { isolated: false, ..masquerade() })).unwrap();
+    state.add_network(&request(Outside { isolated: false, ..masquerade() }), 1500).unwrap();
     // Masquerade has a verb of its own: who says nothing of it does not ask for it to be off.
-    state.add_network(&request(Outside { isolated: false, ..Outside::default() })).unwrap();
+    state.add_network(&request(Outside { isolated: false, ..Outside::default() }), 1500).unwrap();
     assert_eq!(state, before);
     for (asked, word) in [(masquerade(), "--isolate false"), (named("eth0"), "--uplink eth0")] {
-        let refusal = state.add_network(&request(asked)).unwrap_err().to_string();
+        let refusal = state.add_network(&request(asked), 1500).unwrap_err().to_string();
         assert!(refusal.contains(word) && refusal.contains("--masquerade"), "{refusal}");
     }
     let mut plain = with_network(Outside::default());
-    assert!(plain.add_network(&request(masquerade())).unwrap_err().to_string().contains("--masquerade"));
+    assert!(plain.add_network(&request(masquerade()), 1500).unwrap_err().to_string().contains("--masquerade"));
 }
 
 #[test]
@@ -83,15 +77,15 @@ fn masquerade_changes_the_policy_and_nothing_else() {
     let mut on = off.clone();
     on.set_masquerade(&name(NET), true).unwrap();
     let network = |state: &State| state.networks[&name(NET)].clone();
-    let steps = plan(&off, &on);
+    let steps = plan(&off, &on, &[]);
     let [Step::ReservePorts(reservation), Step::SetPools(pools, _), last] = steps.as_slice() else {
         panic!("{steps:?}")
     };
     assert_eq!((reservation.to.to_string().as_str(), pools), ("16384-32767", &on.pools()));
     assert_eq!(*last, Step::SetPolicy(network(&on), network(&off)));
-    let back = plan(&on, &off);
+    let back = plan(&on, &off, &[]);
     assert_eq!(back.len(), 3);
-    assert!(steps.iter().all(|step| back.contains(&step.undo())), "{back:?}");
+    assert!(steps.iter().all(|step| step.undo().is_some_and(|undo| back.contains(&undo))), "{back:?}");
     on.set_masquerade(&name(NET), true).unwrap();
     on.set_masquerade(&name(NET), false).unwrap();
     assert_eq!(on, off);
@@ -105,7 +99,7 @@ fn masquerade_changes_the_policy_and_nothing_else() {
 fn uplinks_and_ports_come_before_the_network_and_go_after_it() {
     let mut up = with_network(masquerade());
     up.choose_uplinks(&[eth("eth0", 2), eth("eth1", 3)], false).unwrap();
-    let steps = plan(&State::default(), &up);
+    let steps = plan(&State::default(), &up, &[]);
     let [
         Step::ReservePorts(_),
         Step::LoadDataplane,
@@ -118,8 +112,8 @@ fn uplinks_and_ports_come_before_the_network_and_go_after_it() {
         panic!("{steps:?}")
     };
     assert_eq!((one.interface.as_str(), two.interface.as_str()), ("eth0", "eth1"));
-    let down = plan(&up, &State::default());
-    assert!(steps.iter().all(|step| down.contains(&step.undo())), "{down:?}");
+    let down = plan(&up, &State::default(), &[]);
+    assert!(steps.iter().all(|step| step.undo().is_some_and(|undo| down.contains(&undo))), "{down:?}");
     assert!(matches!(down.as_slice(), [.., Step::UnloadDataplane, Step::ReservePorts(_)]), "{down:?}");
 }
 
@@ -129,7 +123,7 @@ fn an_uplink_that_is_another_interface_now() {
     before.choose_uplinks(&[eth("eth0", 2)], false).unwrap();
     let mut after = before.clone();
     after.choose_uplinks(&[eth("eth0", 9)], false).unwrap();
-    let steps = plan(&before, &after);
+    let steps = plan(&before, &after, &[]);
     // The network is bound to the new one.
     assert!(matches!(steps.as_slice(), [Step::DeleteUplink(_), Step::AddUplink(_), Step::SetPolicy(..)]), "{steps:?}");
     // Another name is no other interface, but not the one that was asked for either.
@@ -140,7 +134,7 @@ fn an_uplink_that_is_another_interface_now() {
     auto.choose_uplinks(&[eth("eth0", 2)], false).unwrap();
     let mut renamed = auto.clone();
     renamed.choose_uplinks(&[eth("wan", 2)], false).unwrap();
-    assert_eq!(plan(&auto, &renamed), []);
+    assert_eq!(plan(&auto, &renamed, &[]), []);
 }
 
 #[test]
@@ -166,7 +160,8 @@ fn a_way_out_brings_default_routes() {
     assert_eq!(dests(&state), both[..1]);
     let gateway = state.networks[&name(NET)].subnets[0].gateway;
     assert_eq!(state.routes[0].via, gateway);
-    state.add_route(&name("red"), "0.0.0.0/0".parse().unwrap(), None).unwrap();
+    let request = RouteRequest { ns: name("red"), dest: "default".parse().unwrap(), word: None, via: None };
+    state.add_route(&request).unwrap();
     state.detach(&name(NET), &name("red"));
     assert!(state.routes.is_empty());
 }

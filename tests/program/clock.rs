@@ -21,8 +21,8 @@ pub(crate) fn steady() -> Result<u64> {
     loop {
         let now = monotonic()?;
         match now % SECOND {
-            // The coarse clock may be 10 ms late.
-            20_000_000..900_000_000 => return Ok(now),
+            // The coarse clock may be 10 ms late, and whole_seconds() 17 ms.
+            40_000_000..900_000_000 => return Ok(now),
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }

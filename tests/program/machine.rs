@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use crate::clock::monotonic;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
@@ -27,9 +27,9 @@ use nsnet_common::cases::world::{
     UPLINK_IFINDEX,
 };
 use nsnet_common::layout::{
-    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held, HeldKey,
-    Holding, MAX_MAPPINGS, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId,
-    Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
+    AddressKey, DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held,
+    HeldKey, Holding, MAX_MAPPINGS, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters,
+    PortId, Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
 };
 use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
 use nsnet_common::tables::Route;
@@ -78,7 +78,7 @@ pub(crate) struct Machine {
     addresses: HashMap<MapData, AddressKey, PortId>,
     subnets: LpmTrie<MapData, SubnetKey, NetworkId>,
     counters: PerCpuArray<MapData, PortCounters>,
-    drops: PerCpuHashMap<MapData, DropKey, Traffic>,
+    drops: PerCpuHashMap<MapData, DropKey, Dropped>,
     flood_clocks: Array<MapData, u64>,
     refusal_clocks: Array<MapData, u64>,
     policies: Array<MapData, Policy>,
@@ -176,6 +176,17 @@ impl Machine {
         })
     }
 
+    /// A map that is not among those that are filled and compared.
+    pub(crate) fn take_map(&mut self, name: &str) -> Result<Map> {
+        self.ebpf.take_map(names::in_object(name)).with_context(|| format!("the object has no map {name}"))
+    }
+
+    /// The index of the interface at which [`Machine::run`] has a frame of this port come in.
+    pub(crate) fn ifindex(&self, port: PortId) -> u32 {
+        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
+        if port == PortId::NONE { LOOPBACK } else { ifindex }
+    }
+
     /// Instructions that the verifier walked through, by program.
     pub(crate) fn verified_instructions(&mut self) -> Result<Vec<(&'static str, Option<u32>)>> {
         let mut counts = Vec::new();
@@ -250,7 +261,8 @@ impl Machine {
             self.drops.remove(&key)?;
         }
         for ((port, reason), traffic) in tables.drops.borrow().iter() {
-            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(*traffic)?, 0)?;
+            let dropped = Dropped { traffic: *traffic, ..Dropped::default() };
+            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(dropped)?, 0)?;
         }
         Ok(())
     }
@@ -295,7 +307,7 @@ impl Machine {
         for entry in self.drops.iter() {
             let (key, cpus) = entry?;
             let sum = state.drops.entry((key.port, key.reason)).or_default();
-            cpus.iter().for_each(|one| add(sum, one));
+            cpus.iter().for_each(|one| add(sum, &one.traffic));
         }
         for entry in self.stations.iter() {
             let (key, station) = entry?;
@@ -332,6 +344,26 @@ impl Machine {
         Ok(state.without_zeros())
     }
 
+    /// Runs the program of `hook` on a frame, and one that does nothing, in turn; how long each took, in nanoseconds. Each
+    /// run is one of its own, since what is sent on is not the same frame any more.
+    pub(crate) fn times(
+        &mut self,
+        hook: Hook,
+        port: PortId,
+        frame: &[u8],
+        nothing: &SchedClassifier,
+        runs: usize,
+    ) -> Result<Vec<(u64, u64)>> {
+        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
+        let context = context(hook, ifindex, frame.len(), 0);
+        let program = program_in(&mut self.ebpf, program_of(hook))?;
+        let time = |program: &SchedClassifier| -> Result<u64> {
+            let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+            Ok(program.test_run(options)?.duration.as_nanos() as u64)
+        };
+        (0..runs).map(|_| Ok((time(program)?, time(nothing)?))).collect()
+    }
+
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
     pub(crate) fn run(&self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
         let mut bytes = vec![0; frame.len() + 64];
@@ -349,8 +381,7 @@ impl Machine {
         gso_size: u32,
         room: &mut [u8],
     ) -> Result<(u32, usize)> {
-        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
-        let context = context(hook, if port == PortId::NONE { LOOPBACK } else { ifindex }, frame.len(), gso_size);
+        let context = context(hook, self.ifindex(port), frame.len(), gso_size);
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(room),

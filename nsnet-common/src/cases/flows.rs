@@ -1,6 +1,6 @@
 //! Flows that leave: what they are translated to, how far they have come, when they end.
 
-use crate::layout::{Flow, FlowState, Policy, PortId, flow_flags, policy_flags};
+use crate::layout::{Flow, FlowState, Policy, PortId, flow_flags, policy_flags, whole_seconds};
 use crate::memory::MemoryTables;
 use crate::tables::Route;
 use crate::verdict::DropReason;
@@ -54,7 +54,7 @@ fn same(state: FlowState, timeout: u32) -> impl Fn(&MemoryTables) {
 /// How many seconds ago all flows were seen.
 fn seen(ago: u32) -> impl Fn(&MemoryTables) {
     move |tables| {
-        let now = (tables.clock.get() / 1_000_000_000) as u32;
+        let now = whole_seconds(tables.clock.get());
         for table in [&tables.young, &tables.flows] {
             for flow in table.borrow().values() {
                 assert_eq!(now - flow.about.seen, ago, "seconds since it was seen");

@@ -5,6 +5,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 
+use crate::capture::Moment;
 use crate::layout::{
     About, AddressKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortId, Publish, Station, StationKey, Usage,
@@ -251,6 +252,14 @@ impl<'a> Tables for Racer<'a> {
         self.shared(|tables| tables.let_go(place, frame))
     }
 
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet) {
+        self.settled(|tables| tables.count_dropped(port, reason, length, frame));
+    }
+
+    fn show(&self, moment: Moment, frame: &impl Packet) {
+        self.settled(|tables| tables.show(moment, frame));
+    }
+
     as_in_memory! {
         shared fn insert_flow(age: Age, key: &FlowKey, flow: &Flow) -> Inserted;
         shared fn remove_flow(age: Age, key: &FlowKey) -> bool;
@@ -281,13 +290,13 @@ impl<'a> Tables for Racer<'a> {
         settled fn flood_clock(port: PortId) -> u64;
         settled fn set_flood_clock(port: PortId, clock: u64);
         settled fn refusal_clock(port: PortId) -> u64;
+        shared fn forget_fragment(key: &FragmentKey) -> bool;
         settled fn set_refusal_clock(port: PortId, clock: u64);
         settled fn now() -> u64;
         settled fn count_received(port: PortId, length: u32);
         settled fn count_sent(port: PortId, length: u32);
         settled fn count_flooded(port: PortId);
         settled fn count_answered(port: PortId);
-        settled fn count_dropped(port: PortId, reason: DropReason, length: u32);
         settled fn count_passed(uplink: PortId);
         settled fn seconds() -> u32;
         settled fn policy(id: NetworkId) -> Option<Policy>;

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{NetworkId, PortId};
+use super::{MAX_PORTS, NetworkId, PortId};
 use crate::wire::{IpAddress, IpProtocol};
 
 /// Endpoints that CPUs may have locked at a time: at most one of each kind for a CPU.
@@ -135,7 +135,7 @@ impl Publish {
 }
 
 /// Key of `PUBLISHED`, a trie: protocol and address whole, of the port as many bits as a range has in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct PublishedKey {
     protocol: u8,
@@ -154,6 +154,21 @@ impl PublishedKey {
     #[inline(always)]
     pub fn new(protocol: IpProtocol, ip: IpAddress, port: u16) -> Self {
         Self { protocol: protocol.0, zero: 0, ip, port: port.to_be_bytes() }
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> IpProtocol {
+        IpProtocol(self.protocol)
+    }
+
+    /// The host's address.
+    pub fn ip(&self) -> IpAddress {
+        self.ip
+    }
+
+    /// The first port.
+    pub fn port(&self) -> u16 {
+        u16::from_be_bytes(self.port)
     }
 }
 
@@ -262,6 +277,14 @@ pub struct Usage {
     pub flows: u64,
     /// Ports.
     pub ports: u64,
+}
+
+impl Usage {
+    /// Where all established flows of a family are counted: places of the table that no port has.
+    #[inline(always)]
+    pub const fn total(is_v4: bool) -> PortId {
+        if is_v4 { PortId::NONE } else { PortId(MAX_PORTS as u16 - 1) }
+    }
 }
 
 /// The prefix lengths (in the key's bits) and first ports of the prefixes that make up a range.

@@ -98,8 +98,8 @@ impl FlowEntry for MapFlow {
         unsafe {
             (*about).out = hop.uplink;
             (*about).mtu = hop.mtu;
-            (*about).to_mac = hop.to_mac;
-            (*about).from_mac = hop.from_mac;
+            (*about).macs.to = hop.to_mac;
+            (*about).macs.from = hop.from_mac;
         }
     }
 }

@@ -7,10 +7,11 @@ use aya_ebpf::helpers::{
     bpf_for_each_map_elem, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::maps::lpm_trie::Key;
+use nsnet_common::capture::Moment;
 use nsnet_common::layout::{
     AddressKey, DropKey, Flow, FlowKey, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
-    Station, StationKey, SubnetKey, Traffic, Usage,
+    Station, StationKey, SubnetKey, Usage, whole_seconds,
 };
 use nsnet_common::nat;
 use nsnet_common::packet::Packet;
@@ -24,6 +25,7 @@ use super::{
     LOCKS, MAPPINGS, NETWORKS, ORIGINALS, POLICIES, PORTS, PUBLISH_HITS, PUBLISHED, PUBLISHES, RECLAIMED,
     REFUSAL_CLOCKS, STATIONS, SUBNETS, UPLINKS, USAGE, YOUNG4, YOUNG6,
 };
+use super::{capture, drops};
 use crate::context::refill;
 use crate::host;
 
@@ -240,15 +242,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        let key = DropKey { port, reason: reason.code() };
-        if let Some(traffic) = DROPS.get_ptr_mut(key) {
-            // SAFETY: as in count().
-            unsafe { &mut *traffic }.add(length);
-        } else {
-            // The first drop of its kind at this port: the other CPUs' values begin at 0. Out of memory, it goes uncounted.
-            let _uncounted = DROPS.insert(key, Traffic { packets: 1, bytes: u64::from(length) }, 0);
-        }
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, _frame: &impl Packet) {
+        drops::count(self.skb, port, reason, length);
+        capture::show(self.skb, Moment::Dropped(reason), port);
+    }
+
+    #[inline(always)]
+    fn show(&self, moment: Moment, _frame: &impl Packet) {
+        capture::show(self.skb, moment, PortId::NONE);
     }
 
     #[inline(always)]
@@ -259,7 +260,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn seconds(&self) -> u32 {
         // SAFETY: takes no pointer.
-        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+        whole_seconds(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]
@@ -425,6 +426,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        FRAGMENTS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
     fn holding(&self, port: PortId) -> Holding {
         HOLDING.get(u32::from(port.0)).copied().unwrap_or_default()
     }
@@ -488,9 +494,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn take_back_dropped(&self, port: PortId, reason: DropReason, length: u32) {
-        if let Some(traffic) = DROPS.get_ptr_mut(DropKey { port, reason: reason.code() }) {
+        if let Some(dropped) = DROPS.get_ptr_mut(DropKey { port, reason: reason.code() }) {
             // SAFETY: as in count().
-            unsafe { &mut *traffic }.take_back(length);
+            unsafe { &mut (*dropped).traffic }.take_back(length);
         }
     }
 

@@ -5,23 +5,21 @@ use std::process::ExitCode;
 use nsnet_common::layout::Policy;
 use serde_json::json;
 
-use super::args::{NetworkArgs, NetworkVerb};
+use super::args::NetworkVerb;
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, attach, bypassed};
 use crate::kernel::host::Host;
-use crate::kernel::{self, observe, policy, uplink};
-use crate::model::edit::NetworkRequest;
+use crate::kernel::observe::Scope;
+use crate::kernel::uplink;
+use crate::model::drift::Object;
 use crate::model::name::Name;
-use crate::model::plan::Step;
 use crate::model::policy::{Outside, TimeoutKind};
+use crate::model::request::NetworkRequest;
 use crate::model::state::{Network, State};
-
-/// The MTU when neither the user nor a default route gives one.
-const ETHERNET_MTU: u16 = 1500;
 
 pub(super) fn run(host: &Host, format: Format, verb: &NetworkVerb) -> Answer {
     match verb {
-        NetworkVerb::Add(args) => add(host, format, args),
+        NetworkVerb::Add(request) => add(host, format, request),
         NetworkVerb::Del { names, force } => delete(host, names, *force),
         NetworkVerb::List => {
             let state = host.state()?;
@@ -32,75 +30,42 @@ pub(super) fn run(host: &Host, format: Format, verb: &NetworkVerb) -> Answer {
     }
 }
 
-fn add(host: &Host, format: Format, args: &NetworkArgs) -> Answer {
-    let request = NetworkRequest {
-        name: args.name.clone(),
-        subnets: args.subnet.clone(),
-        gateways: args.gateway.clone(),
-        mtu: args.mtu,
-        default_mtu: default_mtu(host)?,
-        outside: Outside::from(&args.outside),
-    };
+fn add(host: &Host, format: Format, request: &NetworkRequest) -> Answer {
+    let default_mtu = host.default_mtu()?;
     let loads = !host.dataplane.is_loaded();
-    let (network, _was_known) = with_progress(&format!("making network {}", args.name), || {
+    let change = with_progress(&format!("making network {}", request.name), || {
         host.change_and_repair(
             |state| {
                 let was_known = state.networks.contains_key(&request.name);
-                let network = state.add_network(&request)?;
+                let network = state.add_network(request, default_mtu)?;
                 if was_known {
                     // Interfaces may have come and gone.
                     uplink::look_around(host, &state.networks.clone(), state)?;
                 }
-                Ok((network, was_known))
+                Ok(network)
             },
-            |host, state, (network, was_known)| if *was_known { repair(host, state, network) } else { Ok(Vec::new()) },
+            |state, network| Scope::these(objects(state, network)),
         )
     })?;
+    let network = change.answer;
     for warning in network.outside.warnings() {
         output::note(&warning);
     }
-    let state = host.state()?;
-    output::print_one(format, &table(&state, [&network]))?;
+    output::print_one(format, &table(&change.new, [&network]))?;
     if loads {
-        bypassed::tell(&state);
+        bypassed::tell(&change.new);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// One that stands already is looked at, and what is wrong with it, or with the way out, is made anew.
-fn repair(host: &Host, state: &State, network: &Network) -> kernel::error::Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    let is_broken = !observe::network_faults(host, network)?.is_empty();
-    if is_broken {
-        steps.push(Step::LoadDataplane);
-    }
-    for uplink in &state.uplinks {
-        if !uplink::faults(host, uplink)?.is_empty() {
-            steps.push(Step::AddUplink(uplink.clone()));
-        }
-    }
-    steps.extend(policy::mending(host, state, is_broken)?);
-    if is_broken {
-        steps.push(Step::AddNetwork(network.clone()));
-        let ports = state.attachments.iter().filter(|port| port.network == network.name);
-        for port in ports {
-            steps.push(Step::Attach(port.clone(), network.clone()));
-            // They went with the interface in the namespace.
-            steps.extend(state.routes.iter().filter(|route| route.ns == port.ns).cloned().map(Step::AddRoute));
-        }
-        let publishes = state.publishes.iter().filter(|publish| publish.network == network.name);
-        steps.extend(publishes.cloned().map(Step::AddPublish));
-    } else if !policy::faults(host, network)?.is_empty() {
-        steps.push(Step::SetPolicy(network.clone(), network.clone()));
-    }
-    Ok(steps)
-}
-
-/// As netavark does: that of the default route's interface.
-fn default_mtu(host: &Host) -> anyhow::Result<u16> {
-    let Some(index) = host.netlink.default_route_interface()? else { return Ok(ETHERNET_MTU) };
-    let link = host.netlink.link_by_index(index)?;
-    Ok(link.map_or(ETHERNET_MTU, |link| u16::try_from(link.mtu).unwrap_or(u16::MAX)))
+/// A network, what it stands on, and what stands on it.
+fn objects(state: &State, network: &Network) -> impl Iterator<Item = Object> {
+    let of_host = [Object::Dataplane, Object::Pools, Object::ReservedPorts, Object::Locals, Object::network(network)];
+    let ports = state.attachments.iter().filter(|port| port.network == network.name);
+    let ports: Vec<Object> = ports.flat_map(|port| attach::objects(state, port)).collect();
+    let publishes = state.publishes.iter().filter(|publish| publish.network == network.name).map(Object::publish);
+    let uplinks = state.uplinks.iter().map(Object::uplink);
+    of_host.into_iter().chain(ports).chain(publishes).chain(uplinks)
 }
 
 fn delete(host: &Host, names: &[Name], force: bool) -> Answer {

@@ -9,17 +9,19 @@ use super::Answer;
 use super::args::PublishVerb;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
-use crate::kernel::publish::{self, PublishMaps};
+use crate::kernel::observe::Scope;
+use crate::kernel::publish::PublishMaps;
 use crate::kernel::{ports, reserved};
 use crate::model::Refusal;
-use crate::model::name::Name;
+use crate::model::drift::Object;
 use crate::model::ports::PortRange;
-use crate::model::publish::{HostPorts, Publish, PublishRequest};
-use crate::model::spec::{Protocol, Spec, endpoint};
+use crate::model::publish::{HostPorts, Publish};
+use crate::model::request::PublishArgs;
+use crate::model::spec::{Protocol, endpoint};
 
 pub(super) fn run(host: &Host, format: Format, verb: &PublishVerb) -> Answer {
     match verb {
-        PublishVerb::Add { ns, specs, network } => add(host, format, ns, specs, network.as_ref())?,
+        PublishVerb::Add(args) => add(host, format, args)?,
         PublishVerb::Del { ns, specs } => host.change(|state| {
             for spec in specs {
                 state.delete_publish(ns, spec);
@@ -31,36 +33,36 @@ pub(super) fn run(host: &Host, format: Format, verb: &PublishVerb) -> Answer {
     Ok(ExitCode::SUCCESS)
 }
 
-fn add(host: &Host, format: Format, ns: &Name, specs: &[Spec], network: Option<&Name>) -> anyhow::Result<()> {
-    let made = host.change_and_repair(
+fn add(host: &Host, format: Format, args: &PublishArgs) -> anyhow::Result<()> {
+    let change = host.change_and_repair(
         |state| {
-            let addresses: Vec<IpAddr> = host.netlink.all_addresses()?.iter().map(|(_, net)| net.addr()).collect();
-            let (automatic, reserved) = (ports::automatic()?, reserved::current()?);
-            let first_busy = |protocol: Protocol, ip: IpAddr, range: PortRange| {
-                ports::first_busy(protocol, ip, range, &addresses).map_err(|error| Refusal(error.to_string()))
-            };
-            let ports = HostPorts { addresses: &addresses, automatic, reserved: &reserved, first_busy: &first_busy };
-            let mut made = Vec::new();
-            for spec in specs {
-                let request = PublishRequest { ns: ns.clone(), network: network.cloned(), spec: spec.clone() };
-                let was_known = state.published(ns, spec).is_some();
-                made.push((state.add_publish(&request, &ports)?, was_known));
-            }
-            Ok(made)
+            with_host_ports(host, |ports| {
+                args.requests()
+                    .map(|request| Ok(state.add_publish(&request, ports)?))
+                    .collect::<anyhow::Result<Vec<_>>>()
+            })
         },
-        |host, state, made| {
-            // What stands already is looked at, and entered anew if something is wrong with it.
-            let known: Vec<&Publish> =
-                made.iter().filter(|(_, was_known)| *was_known).map(|(publish, _)| publish).collect();
-            if known.is_empty() { Ok(Vec::new()) } else { publish::mending(host, state, known) }
-        },
+        |_state, made| Scope::these(made.iter().map(Object::publish).chain([Object::Pools, Object::ReservedPorts])),
     )?;
     let mut table = Table::new(&["ns", "host_ip", "host_ports", "target", "protocol", "spec"]);
-    for (publish, _was_known) in &made {
+    for publish in &change.answer {
         let [ns, host_ip, host_ports, target, protocol, spec] = cells(publish);
         table.row([ns, host_ip, host_ports, target, protocol, spec]);
     }
     Ok(output::print_one(format, &table)?)
+}
+
+/// Does `work` with what publishing has to know of the host.
+pub(super) fn with_host_ports<T>(
+    host: &Host,
+    work: impl FnOnce(&HostPorts<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let addresses: Vec<IpAddr> = host.netlink.all_addresses()?.iter().map(|(_, net)| net.addr()).collect();
+    let (automatic, reserved) = (ports::automatic()?, reserved::current()?);
+    let first_busy = |protocol: Protocol, ip: IpAddr, range: PortRange| {
+        ports::first_busy(protocol, ip, range, &addresses).map_err(|error| Refusal(error.to_string()))
+    };
+    work(&HostPorts { addresses: &addresses, automatic, reserved: &reserved, first_busy: &first_busy })
 }
 
 fn list(host: &Host, format: Format) -> anyhow::Result<()> {

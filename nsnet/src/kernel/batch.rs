@@ -3,16 +3,20 @@
 //! aya reads a map by its keys: two calls for an entry, and back to the start when the last key has gone meanwhile. A
 //! million flows that come and go need neither: a bucket is read once, under its lock.
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use aya::maps::{MapData, MapType};
 use nix::errno::Errno;
 use nix::libc;
 use zerocopy::FromBytes;
 
-use super::error::KernelError;
+use super::dataplane::refused;
+use super::error::{Doing as _, KernelError, Result};
 
-/// Entries of one call.
+/// Entries of one call, at most.
 const ENTRIES: usize = 4096;
+/// Bytes of one call, about.
+const BYTES: usize = 1 << 19;
 
 /// The part of `union bpf_attr` that batch commands use (include/uapi/linux/bpf.h).
 #[repr(C)]
@@ -29,72 +33,159 @@ struct Request {
 
 /// Calls `each` with every entry of the hash map `map`, whose keys are `K` and values `V`; its first error ends it.
 ///
-/// Entries that come or go meanwhile are seen or not; all others are seen once. The map's keys and values must have the
-/// size of `K` and `V`, as the `try_from` of aya's typed maps checks.
-pub(super) fn for_each<K: FromBytes + Copy, V: FromBytes + Copy, E: From<KernelError>>(
-    map: BorrowedFd<'_>,
+/// Entries that come or go meanwhile are seen or not; all others are seen once.
+pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
+    map: &MapData,
     name: &str,
     mut each: impl FnMut(K, V) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
-    let mut from = None;
-    let mut page = Page::new(ENTRIES);
+    let mut reader = Reader::of::<K, V>(map, name)?;
     loop {
-        let outcome = page.read(map, from);
-        // What was read before the end, or before an error, is in the page.
-        for (key, value) in page.entries() {
+        let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
+        for (key, value) in reader.entries() {
             each(key, value)?;
         }
-        match outcome {
-            Ok(next) => from = Some(next),
-            Err(Errno::ENOENT) => return Ok(()),
-            // A bucket with more entries than the page has room for.
-            Err(Errno::ENOSPC) => page = Page::new(2 * page.keys.len()),
-            Err(errno) => return Err(KernelError::new(format!("read map {name}"), errno).into()),
+        if !is_more {
+            return Ok(());
         }
     }
 }
 
-/// Room for the entries of one call.
-struct Page<K, V> {
-    keys: Vec<K>,
-    values: Vec<V>,
-    filled: usize,
+/// Calls `each` with every entry of a map, of whatever kind, as bytes: its key, and its value, or those of all CPUs one behind
+/// the other.
+pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+    let mut reader = Reader::new(map, name)?;
+    loop {
+        let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
+        reader.raw().for_each(|(key, value)| each(key, value));
+        if !is_more {
+            return Ok(());
+        }
+    }
 }
 
-impl<K: FromBytes + Copy, V: FromBytes + Copy> Page<K, V> {
-    fn new(entries: usize) -> Self {
-        Self { keys: vec![K::new_zeroed(); entries], values: vec![V::new_zeroed(); entries], filled: 0 }
+/// How many entries a map has, and may have: a hash, also one with a value for each CPU, or a trie. `None` where the
+/// kernel does not read such maps in batches.
+pub(super) fn count(map: &MapData, name: &str) -> Result<Option<(u64, u64)>> {
+    let mut reader = Reader::new(map, name)?;
+    let mut entries = 0;
+    loop {
+        let is_more = match reader.read_on(map) {
+            // ENOTSUPP, which is the kernel's own and unknown to libc, or what older ones say.
+            Err(Errno::UnknownErrno | Errno::EINVAL) if entries == 0 => return Ok(None),
+            outcome => outcome.doing(|| format!("read map {name}"))?,
+        };
+        entries += reader.filled as u64;
+        // A trie that changes meanwhile is read from the start again.
+        if !is_more || entries >= reader.capacity {
+            return Ok(Some((entries.min(reader.capacity), reader.capacity)));
+        }
+    }
+}
+
+/// Reads a map on from where it stopped.
+#[derive(Debug)]
+pub(super) struct Reader {
+    key_size: usize,
+    value_size: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    filled: usize,
+    /// Entries that the map may have.
+    pub(super) capacity: u64,
+    /// The kernel's own note of where it was: of a hash the next bucket (4 bytes), of others a key.
+    at: Vec<u8>,
+    is_under_way: bool,
+}
+
+impl Reader {
+    /// At the start of a map, whatever it holds.
+    pub(super) fn new(map: &MapData, name: &str) -> Result<Self> {
+        let info = map.info().map_err(|error| refused(format!("look at map {name}"), error))?;
+        let is_per_cpu =
+            matches!(info.map_type(), Ok(MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash));
+        let cpus = || aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error));
+        let (key_size, value) = (info.key_size() as usize, info.value_size() as usize);
+        let value_size = if is_per_cpu { value.next_multiple_of(8) * cpus()? } else { value };
+        // The fewer, the longer they are: some values are whole frames.
+        let entries = (BYTES / (key_size + value_size).max(1)).clamp(16, ENTRIES);
+        let (keys, values) = (vec![0; key_size * entries], vec![0; value_size * entries]);
+        let at = vec![0; key_size.max(size_of::<u32>())];
+        let capacity = u64::from(info.max_entries());
+        Ok(Self { key_size, value_size, keys, values, filled: 0, capacity, at, is_under_way: false })
     }
 
-    /// Fills the page from the bucket `from`, and tells where the next one begins. `ENOENT` after the last.
-    fn read(&mut self, map: BorrowedFd<'_>, from: Option<u32>) -> nix::Result<u32> {
+    /// At the start of a map whose keys are `K` and values `V`.
+    pub(super) fn of<K, V>(map: &MapData, name: &str) -> Result<Self> {
+        let reader = Self::new(map, name)?;
+        if (reader.key_size, reader.value_size) != (size_of::<K>(), size_of::<V>()) {
+            return Err(KernelError::refused(
+                format!("read map {name}"),
+                "its entries are not of the size they should be",
+            ));
+        }
+        Ok(reader)
+    }
+
+    /// Reads the next entries, which are in [`Reader::entries`] then. `false` when these were the last: it is at the start
+    /// again.
+    pub(super) fn read_on(&mut self, map: &MapData) -> nix::Result<bool> {
+        loop {
+            match self.read(map) {
+                Ok(()) => self.is_under_way = true,
+                Err(Errno::ENOENT) => self.is_under_way = false,
+                // A bucket with more entries than there is room for.
+                Err(Errno::ENOSPC) => {
+                    self.keys.resize(2 * self.keys.len(), 0);
+                    self.values.resize(2 * self.values.len(), 0);
+                    continue;
+                }
+                Err(errno) => return Err(errno),
+            }
+            return Ok(self.is_under_way);
+        }
+    }
+
+    /// What was read last.
+    pub(super) fn entries<K: FromBytes, V: FromBytes>(&self) -> impl Iterator<Item = (K, V)> {
+        // The sizes are those of the types, or there is no entry.
+        self.raw().filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?)))
+    }
+
+    /// The same as bytes.
+    fn raw(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let keys = self.keys.chunks_exact(self.key_size);
+        keys.zip(self.values.chunks_exact(self.value_size)).take(self.filled)
+    }
+
+    fn read(&mut self, map: &MapData) -> nix::Result<()> {
         const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-        let (from, mut next) = (from.as_ref(), 0u32);
+        let mut next = vec![0u8; self.at.len()];
         let mut request = Request {
-            in_batch: from.map_or(0, |from| std::ptr::from_ref(from) as u64),
-            out_batch: &raw mut next as u64,
+            in_batch: if self.is_under_way { self.at.as_ptr() as u64 } else { 0 },
+            out_batch: next.as_mut_ptr() as u64,
             keys: self.keys.as_mut_ptr() as u64,
             values: self.values.as_mut_ptr() as u64,
-            count: self.keys.len() as u32,
-            map_fd: map.as_raw_fd() as u32,
+            count: (self.keys.len() / self.key_size) as u32,
+            map_fd: map.fd().as_fd().as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
         self.filled = 0;
         // SAFETY: the request is as the kernel defines it. It points to `count` keys and values, which are as large as
-        // the map's (the caller has checked), and to two words for the hash map's places; all outlive the call.
+        // the map's ([`Reader::new`] has asked), and to two places, which are as large as the kernel's; all outlive the
+        // call.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut request, size_of::<Request>() as libc::c_ulong)
         };
-        let outcome = Errno::result(result).map(|_zero| next);
+        let outcome = Errno::result(result).map(|_zero| ());
         // After other errors the kernel may not have set the count.
-        if matches!(outcome, Ok(_) | Err(Errno::ENOENT)) {
-            self.filled = self.keys.len().min(request.count as usize);
+        if matches!(outcome, Ok(()) | Err(Errno::ENOENT)) {
+            self.filled = (self.keys.len() / self.key_size).min(request.count as usize);
+        }
+        if outcome.is_ok() {
+            self.at = next;
         }
         outcome
-    }
-
-    fn entries(&self) -> impl Iterator<Item = (K, V)> {
-        self.keys.iter().copied().zip(self.values.iter().copied()).take(self.filled)
     }
 }

@@ -22,6 +22,8 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
+use super::maps::{all, gone};
+use crate::model::drift::Difference;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
 pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
@@ -93,32 +95,63 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
     program.try_into().map_err(|_other_type| missing())
 }
 
-/// Tells the programs which addresses the host has now. Only what differs is written.
-pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
-    if !host.dataplane.is_loaded() {
-        return Ok(());
+/// Tells the programs which addresses the host has now. Only what differs is written. Whether anything did.
+///
+/// Needs no lock: whoever has written looks again, so the last to write has written what is.
+pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
+    const TURNS: usize = 10;
+    if !host.dataplane.loaded()? {
+        return Ok(false);
     }
-    let mut wanted: BTreeMap<IpAddress, u8> = BTreeMap::new();
+    let mut locals = locals(host)?;
+    for turn in 0..TURNS {
+        let (wanted, known) = (addresses(host)?, known(&locals)?);
+        if wanted == known {
+            return Ok(turn > 0);
+        }
+        for (ip, kind) in wanted.iter().filter(|(ip, kind)| known.get(*ip) != Some(*kind)) {
+            locals.insert(ip, kind, 0).map_err(|error| refused("enter an address of the host", error))?;
+        }
+        for ip in known.keys().filter(|ip| !wanted.contains_key(*ip)) {
+            gone(locals.remove(ip), names::LOCALS)?;
+        }
+    }
+    Err(KernelError::refused("enter the addresses of the host", "they change all the time"))
+}
+
+/// Where the programs know other addresses than the host has now.
+pub(crate) fn local_differences(host: &Host) -> Result<Vec<Difference>> {
+    let (wanted, known) = (addresses(host)?, known(&locals(host)?)?);
+    let lost = wanted.iter().filter(|(ip, kind)| known.get(*ip) != Some(*kind));
+    let stale = known.keys().filter(|ip| !wanted.contains_key(*ip));
+    let lost = lost.map(|(ip, _)| Difference::lacks("entry of address", IpAddr::from(*ip)));
+    Ok(lost.chain(stale.map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)))).collect())
+}
+
+fn locals(host: &Host) -> Result<HashMap<MapData, IpAddress, u8>> {
+    host.maps().open(names::LOCALS, Map::HashMap)
+}
+
+/// What the programs know.
+fn known(locals: &HashMap<MapData, IpAddress, u8>) -> Result<BTreeMap<IpAddress, u8>> {
+    Ok(all(locals.iter(), names::LOCALS)?.into_iter().collect())
+}
+
+/// The host's addresses (1), and the broadcast addresses of its subnets (0).
+fn addresses(host: &Host) -> Result<BTreeMap<IpAddress, u8>> {
+    let mut addresses = BTreeMap::new();
     for (_, address) in host.netlink.all_addresses()? {
         // RFC 3021: a /31 has no broadcast address.
         if let IpNet::V4(v4) = address
             && v4.prefix_len() < 31
         {
-            wanted.entry(IpAddress::from(IpAddr::V4(v4.broadcast()))).or_insert(0);
+            addresses.entry(IpAddress::from(IpAddr::V4(v4.broadcast()))).or_insert(0);
         }
         // A link-local address says nothing without its link: a router elsewhere may have the same.
         let ip = IpAddress::from(address.addr());
         if !ip.is_link_local_v6() {
-            wanted.insert(ip, 1);
+            addresses.insert(ip, 1);
         }
     }
-    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
-    let known: BTreeMap<IpAddress, u8> = locals.iter().flatten().collect();
-    for (ip, kind) in wanted.iter().filter(|(ip, kind)| known.get(*ip) != Some(*kind)) {
-        locals.insert(ip, kind, 0).map_err(|error| refused("enter an address of the host", error))?;
-    }
-    for ip in known.keys().filter(|ip| !wanted.contains_key(*ip)) {
-        locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
-    }
-    Ok(())
+    Ok(addresses)
 }

@@ -1,6 +1,6 @@
 //! The desired state of one host, as it is kept in its file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -219,6 +219,11 @@ impl Attachment {
 }
 
 impl State {
+    /// Whether nothing is to exist. What tells new objects from old ones does not count.
+    pub fn is_empty(&self) -> bool {
+        Self { generation: 0, publish_epoch: 0, ..self.clone() } == Self::default()
+    }
+
     /// The network `name`.
     pub fn network(&self, name: &Name) -> Result<&Network> {
         match self.networks.get(name) {
@@ -239,10 +244,11 @@ impl State {
             .find(|cable| (cable.a.ns == *one && cable.b.ns == *other) || (cable.a.ns == *other && cable.b.ns == *one))
     }
 
-    /// Whether somebody in `network` has `ip`.
-    pub fn is_taken(&self, network: &Network, ip: IpAddr) -> bool {
-        network.subnets.iter().any(|subnet| subnet.gateway == ip)
-            || self.attachments.iter().any(|port| port.network == network.name && port.ips.contains(&ip))
+    /// Every namespace that is known or used.
+    pub fn used_namespaces(&self) -> BTreeSet<&Name> {
+        let ports = self.attachments.iter().map(|port| &port.ns);
+        let ends = self.cables.iter().flat_map(|cable| [&cable.a.ns, &cable.b.ns]);
+        self.namespaces.keys().chain(ports).chain(ends).chain(self.routes.iter().map(|route| &route.ns)).collect()
     }
 
     /// Whether an interface `name` of ours is in `ns` already.
@@ -316,11 +322,11 @@ pub mod mac_text {
     use nsnet_common::wire::Mac;
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::model) fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(mac)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+    pub(in crate::model) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
         parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 

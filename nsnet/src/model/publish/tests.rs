@@ -1,9 +1,8 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::model::edit::{AttachRequest, NetworkRequest};
 use crate::model::plan::{Reservation, Step, plan};
-use crate::model::policy::Outside;
+use crate::model::request::{AttachRequest, NetworkRequest};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -18,27 +17,11 @@ fn state() -> State {
     let mut state = State::default();
     for (network, subnets) in [("v4", &["10.0.0.0/24"][..]), ("dual", &["10.1.0.0/24", "fd01::/64"])] {
         let subnets = subnets.iter().map(|net| net.parse().unwrap()).collect();
-        let request = NetworkRequest {
-            name: name(network),
-            subnets,
-            gateways: Vec::new(),
-            mtu: None,
-            default_mtu: 1500,
-            outside: Outside::default(),
-        };
-        state.add_network(&request).unwrap();
+        let request = NetworkRequest::new(name(network), subnets);
+        state.add_network(&request, 1500).unwrap();
     }
     for (network, ns) in [("v4", "red"), ("dual", "red"), ("dual", "blue")] {
-        let request = AttachRequest {
-            network: name(network),
-            ns: name(ns),
-            ips: Vec::new(),
-            mac: None,
-            interface: None,
-            learn: false,
-            trusted: false,
-        };
-        state.attach(&request).unwrap();
+        state.attach(&AttachRequest::new(name(network), name(ns))).unwrap();
     }
     state
 }
@@ -260,7 +243,7 @@ fn the_plan_there_and_back() {
     world.add(&mut new, "blue", "8080:80").unwrap();
     world.add(&mut new, "red", "1:1").unwrap();
     new.reserved_before = Some("7,8080".parse().unwrap());
-    let there = plan(&old, &new);
+    let there = plan(&old, &new, &[]);
     let [Step::ReservePorts(reservation), Step::SetPools(pools, _), Step::AddPublish(one), Step::AddPublish(other)] =
         there.as_slice()
     else {
@@ -269,14 +252,14 @@ fn the_plan_there_and_back() {
     assert_eq!(pools.to_string(), "16384-32767");
     assert_eq!([one, other], [&new.publishes[0], &new.publishes[1]]);
     assert_eq!(reservation.to.to_string(), "1,8080,16384-32767");
-    let back = plan(&new, &old);
-    let undone: Vec<Step> = there.iter().map(Step::undo).collect();
+    let back = plan(&new, &old, &[]);
+    let undone: Vec<Step> = there.iter().filter_map(Step::undo).collect();
     assert!(undone.iter().all(|step| back.contains(step)), "{back:?}");
     assert!(matches!(back.last(), Some(Step::ReservePorts(_))), "released before it is deleted: {back:?}");
-    assert_eq!(there.iter().map(|step| step.undo().undo()).collect::<Vec<_>>(), there);
+    assert_eq!(there.iter().filter_map(|step| step.undo()?.undo()).collect::<Vec<_>>(), there);
     let kept: Step = serde_json::from_str(&serde_json::to_string(&there[0]).unwrap()).unwrap();
     assert_eq!(kept, there[0]);
-    assert_eq!(plan(&new, &new.clone()), []);
+    assert_eq!(plan(&new, &new.clone(), &[]), []);
 }
 
 #[test]
