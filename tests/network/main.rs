@@ -20,9 +20,18 @@
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   networks   apart, opened and internal
+//!
+//!   agent_bed  an agent, and what it answers
+//!   agent      how it lives and dies                    agent_follow   addresses and uplinks that change
+//!   agent_drift  what it repairs, and what it only says  agent_figures  what it counts, and sweeps
 //! ```
 
 mod addresses;
+mod agent;
+mod agent_bed;
+mod agent_drift;
+mod agent_figures;
+mod agent_follow;
 mod bed;
 mod ct;
 mod dissect;

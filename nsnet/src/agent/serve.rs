@@ -55,19 +55,11 @@ impl Door {
     pub(super) fn open(host: &str, listen: Option<SocketAddr>) -> Result<Self> {
         // Against another agent that begins at this moment.
         let _held = Store::locked(host)?;
-        let path = Path::new(RUN).join(format!("{host}.agent.sock"));
-        match UnixStream::connect(&path) {
-            Ok(other) => {
-                let owner = getsockopt(&other, sockopt::PeerCredentials);
-                let owner = owner.map_or_else(|_| "unknown".to_owned(), |owner| owner.pid().to_string());
-                bail!("cannot start the agent: this host has one already (process {owner}); stop that first");
-            }
-            // Left behind by one that was killed.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => bail!("cannot find out whether an agent runs at {}: {error}", path.display()),
+        let path = path_of(host);
+        if let Some(other) = clear_away(host)? {
+            let owner = getsockopt(&other, sockopt::PeerCredentials);
+            let owner = owner.map_or_else(|_| "unknown".to_owned(), |owner| owner.pid().to_string());
+            bail!("cannot start the agent: this host has one already (process {owner}); stop that first");
         }
         let tcp =
             listen.map(|address| TcpListener::bind(address).with_context(|| format!("cannot listen at {address}")));
@@ -104,6 +96,24 @@ impl Door {
             task::spawn_local(serve_tcp(tcp, Rc::clone(answers)));
         }
         Ok(())
+    }
+}
+
+fn path_of(host: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{host}.agent.sock"))
+}
+
+/// Removes what an agent of `host` has left behind that was killed. One that runs is left, and answers.
+pub(super) fn clear_away(host: &str) -> Result<Option<UnixStream>> {
+    let path = path_of(host);
+    match UnixStream::connect(&path) {
+        Ok(running) => Ok(Some(running)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            Ok(None)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => bail!("cannot find out whether an agent runs at {}: {error}", path.display()),
     }
 }
 

@@ -8,17 +8,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc as to_loop;
 
 use super::follow::{Followed, Follower};
 use super::repair::{Checked, Checker};
 use super::report::Task;
 use crate::kernel::host::Host;
+use crate::kernel::store::Turn;
 use crate::kernel::sweep::{Sweep, Tally};
 use nsnet_common::layout::PortId;
 
 /// Entries of one piece of a sweep: some tens of milliseconds.
 const PIECE: usize = 1 << 16;
+
+/// How long a task waits for verbs that are under way. It is done again soon, and other tasks have their turn meanwhile.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What came of a task.
 #[derive(Debug)]
@@ -35,7 +40,10 @@ pub(super) enum Done {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) task: Task,
+    /// From its order to its end.
     pub(super) took: Duration,
+    /// Of that, what it has kept a processor busy.
+    pub(super) cost: Duration,
     pub(super) done: Result<Done>,
 }
 
@@ -51,13 +59,15 @@ impl Worker {
     pub(super) fn start(host: Host, checker: Checker) -> Result<Self> {
         let (orders, tasks) = mpsc::channel();
         let (tell, outcomes) = to_loop::unbounded_channel();
-        let mut hand = Hand { host, checker, follower: Follower::default(), sweep: Sweep::default() };
+        let mut hand =
+            Hand { host, checker, follower: Follower::default(), sweep: Sweep::default(), turn: Turn::default() };
         let work = move || {
             // Until the loop is gone.
             while let Ok(task) = tasks.recv() {
-                let began = Instant::now();
+                let (began, cost) = (Instant::now(), processor_time());
                 let done = hand.work(task);
-                if tell.send(Outcome { task, took: began.elapsed(), done }).is_err() {
+                let cost = processor_time().saturating_sub(cost);
+                if tell.send(Outcome { task, took: began.elapsed(), cost, done }).is_err() {
                     return;
                 }
             }
@@ -77,18 +87,24 @@ impl Worker {
     }
 }
 
+/// What this process has kept a processor busy; namespaces are looked into by threads of their own.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 struct Hand {
     host: Host,
     checker: Checker,
     follower: Follower,
     sweep: Sweep,
+    turn: Turn,
 }
 
 impl Hand {
     fn work(&mut self, task: Task) -> Result<Done> {
         match task {
-            Task::Follow => self.follower.follow(&self.host).map(Done::Followed),
-            Task::Check => self.checker.check(&self.host).map(Done::Checked),
+            Task::Follow => self.follower.follow(&self.host, &mut self.turn).map(Done::Followed),
+            Task::Check => self.checker.check(&self.host, &mut self.turn).map(Done::Checked),
             Task::Sweep | Task::Scrape => self.sweep_on().map(Done::Swept),
         }
     }

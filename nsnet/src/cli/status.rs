@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Answer;
 use super::output::{self, Format, Table, with_progress};
+use crate::agent;
 use crate::kernel::host::Host;
 use crate::kernel::observe::{self, Scope};
 use crate::model::state::State;
@@ -60,5 +61,6 @@ pub(super) fn down(host: &Host) -> Answer {
             Ok(())
         })
     })?;
+    agent::clear_away(host)?;
     Ok(ExitCode::SUCCESS)
 }

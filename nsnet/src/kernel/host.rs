@@ -15,7 +15,7 @@ use super::place::{self, Place};
 use super::reserved;
 use super::sockets;
 use super::steps;
-use super::store::{BPFFS, Record, Store};
+use super::store::{BPFFS, Record, Store, Turn};
 use super::uplink;
 use crate::model::drift::Drift;
 use crate::model::plan::{Step, plan};
@@ -130,13 +130,16 @@ impl Host {
         self.change_in(&Store::locked(&self.key)?, edit, look)
     }
 
-    /// The same without waiting: `None` when another verb is under way, and nothing was done.
-    pub fn change_if_free<T>(
+    /// The same, for somebody who does not wait longer than `limit`: `None` when other verbs are under way for so long, and
+    /// nothing was done.
+    pub fn change_in_turn<T>(
         &self,
+        turn: &mut Turn,
+        limit: Duration,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
-        match Store::locked_if_free(&self.key)? {
+        match turn.wait(&self.key, limit)? {
             Some(store) => self.change_in(&store, edit, look).map(Some),
             None => Ok(None),
         }

@@ -8,8 +8,10 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -52,17 +54,8 @@ impl Store {
 
     /// The file of `host`, held against all other verbs until dropped.
     pub fn locked(host: &str) -> Result<Self> {
-        let lock = lock(FlockArg::LockExclusive)?;
+        let lock = lock()?;
         Ok(Self { _lock: Some(lock), ..Self::read_only(host)? })
-    }
-
-    /// The same without waiting: `None` when another verb holds it.
-    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
-        match lock(FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { _lock: Some(lock), ..Self::read_only(host)? })),
-            Err(error) if error.errno() == Some(Errno::EWOULDBLOCK) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -104,13 +97,47 @@ impl Store {
     }
 }
 
-fn lock(how: FlockArg) -> Result<Flock<File>> {
+/// A place among those who wait for the lock, for somebody who has other things to do meanwhile.
+///
+/// Whoever only tries now and then has no chance while others wait: the next of them has it at once.
+#[derive(Debug, Default)]
+pub struct Turn(Option<Receiver<Result<Flock<File>>>>);
+
+impl Turn {
+    /// The file of `host`, held like [`Store::locked`]; `None` when others were first for all of `limit`.
+    pub fn wait(&mut self, host: &str, limit: Duration) -> Result<Option<Store>> {
+        let place = match self.0.take() {
+            Some(place) => place,
+            None => line_up()?,
+        };
+        match place.recv_timeout(limit) {
+            Ok(lock) => Ok(Some(Store { _lock: Some(lock?), ..Store::read_only(host)? })),
+            Err(RecvTimeoutError::Timeout) => {
+                self.0 = Some(place);
+                Ok(None)
+            }
+            // Its turn came when nobody was here.
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+        }
+    }
+}
+
+/// Waits for the lock on a thread of its own. Nobody holds it that nobody waits for: it is handed over or given up.
+fn line_up() -> Result<Receiver<Result<Flock<File>>>> {
+    let (give, place) = mpsc::sync_channel(0);
+    let wait = move || drop(give.try_send(lock()));
+    thread::Builder::new().name("lock".to_owned()).spawn(wait).doing(|| "start a thread")?;
+    Ok(place)
+}
+
+fn lock() -> Result<Flock<File>> {
     fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
     set_private(Path::new(RUN))?;
     let path = Path::new(RUN).join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.doing(|| format!("open {}", path.display()))?;
-    Flock::lock(file, how).map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))
 }
 
 /// Root alone may look in: the pins below are the dataplane.
