@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::capture::Moment;
 use crate::layout::{
-    About, AddressKey, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey,
-    Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port,
-    PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole,
+    About, AddressKey, Capturing, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES,
+    HeldKey, Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
+    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, whole_seconds,
 };
 use crate::packet::Packet;
 use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
@@ -36,8 +37,18 @@ pub struct MemoryTables {
     pub counters: RefCell<BTreeMap<PortId, PortCounters>>,
     /// Counters of each port and reason.
     pub drops: RefCell<BTreeMap<(PortId, u16), Traffic>>,
+    /// The last frame that was dropped for each reason: when, where, its bytes.
+    pub last_drops: RefCell<BTreeMap<u16, (u64, PortId, Vec<u8>)>>,
+    /// What is captured, see [`capture_modes`](crate::layout::capture_modes).
+    pub capture_modes: Cell<u32>,
+    /// As the dataplane has it for each CPU.
+    pub capturing: RefCell<Capturing>,
+    /// What was shown to who captures, in order.
+    pub shown: RefCell<Vec<Shown>>,
     /// The clock, nanoseconds.
     pub clock: Cell<u64>,
+    /// How often a table was looked up: most of what a packet costs in the kernel. Counters do not count.
+    pub lookups: Cell<u32>,
     /// Whether inserts fail.
     pub is_full: Cell<bool>,
     /// By network id.
@@ -50,6 +61,8 @@ pub struct MemoryTables {
     pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
     /// Mapped endpoints.
     pub mappings: RefCell<BTreeMap<MappingKey, Mapping>>,
+    /// Endpoints that are locked.
+    pub locks: RefCell<HashSet<MappingKey>>,
     /// What each port holds.
     pub usage: RefCell<BTreeMap<PortId, Usage>>,
     /// Published entries by their place.
@@ -74,6 +87,17 @@ pub struct MemoryTables {
     pub locals: HashSet<IpAddress>,
     /// What redirected sockets asked for.
     pub originals: RefCell<BTreeMap<OriginalKey, Original>>,
+}
+
+/// A frame that was shown to who captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The frame's number.
+    pub number: u64,
+    /// When.
+    pub moment: Moment,
+    /// The frame then.
+    pub bytes: Vec<u8>,
 }
 
 /// A fragment that waits: its packet, when it came, and its bytes.
@@ -118,7 +142,7 @@ impl FlowEntry for MemoryFlow<'_> {
     fn set_hop(self, hop: &Hop) {
         self.change(|flow| {
             let about = &mut flow.about;
-            (about.out, about.mtu, about.to_mac, about.from_mac) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
+            (about.out, about.mtu, about.macs.to, about.macs.from) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
         });
     }
 }
@@ -133,6 +157,10 @@ impl MemoryTables {
             Age::Young => &self.young,
             Age::Grown => &self.flows,
         }
+    }
+
+    fn look_up(&self) {
+        self.lookups.set(self.lookups.get() + 1);
     }
 
     fn insert<K: Ord, V>(&self, table: &RefCell<BTreeMap<K, V>>, key: K, value: V) -> Inserted {
@@ -156,28 +184,34 @@ impl<'a> Tables for &'a MemoryTables {
     type Flow = MemoryFlow<'a>;
 
     fn port(&self, id: PortId) -> Option<Port> {
+        self.look_up();
         self.ports.get(&id).copied()
     }
 
     fn network(&self, id: NetworkId) -> Option<Network> {
+        self.look_up();
         self.networks.get(&id).copied()
     }
 
     fn address(&self, key: &AddressKey) -> Option<PortId> {
+        self.look_up();
         self.addresses.get(key).copied()
     }
 
     fn subnet(&self, ip: IpAddress) -> Option<NetworkId> {
+        self.look_up();
         let matches = |(prefix, bits, _): &&(IpAddress, u32, NetworkId)| is_within(ip, *prefix, *bits);
         let best = self.subnets.iter().filter(matches).max_by_key(|(prefix, bits, _)| mapped_bits(*prefix, *bits));
         best.map(|(_, _, network)| *network)
     }
 
     fn station(&self, key: &StationKey) -> Option<Station> {
+        self.look_up();
         self.stations.borrow().get(key).copied()
     }
 
     fn set_station(&self, key: &StationKey, station: &Station) -> bool {
+        self.look_up();
         if self.is_full.get() {
             return false;
         }
@@ -186,14 +220,17 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn remove_station(&self, key: &StationKey) {
+        self.look_up();
         self.stations.borrow_mut().remove(key);
     }
 
     fn foreign(&self, key: &ForeignKey) -> Option<Mac> {
+        self.look_up();
         self.foreign.borrow().get(key).copied()
     }
 
     fn set_foreign(&self, key: &ForeignKey, mac: Mac) -> bool {
+        self.look_up();
         if self.is_full.get() {
             return false;
         }
@@ -202,18 +239,22 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn flood_clock(&self, port: PortId) -> u64 {
+        self.look_up();
         self.flood_clocks.borrow().get(&port).copied().unwrap_or(0)
     }
 
     fn set_flood_clock(&self, port: PortId, clock: u64) {
+        self.look_up();
         self.flood_clocks.borrow_mut().insert(port, clock);
     }
 
     fn refusal_clock(&self, port: PortId) -> u64 {
+        self.look_up();
         self.refusal_clocks.borrow().get(&port).copied().unwrap_or(0)
     }
 
     fn set_refusal_clock(&self, port: PortId, clock: u64) {
+        self.look_up();
         self.refusal_clocks.borrow_mut().insert(port, clock);
     }
 
@@ -241,9 +282,17 @@ impl<'a> Tables for &'a MemoryTables {
         self.count(port, |counters| counters.answered += 1);
     }
 
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet) {
         let key = DropKey { port, reason: reason.code() };
         self.drops.borrow_mut().entry((key.port, key.reason)).or_default().add(length);
+        self.last_drops.borrow_mut().insert(key.reason, (self.clock.get(), port, bytes_of(frame)));
+        self.show(Moment::Dropped(reason), frame);
+    }
+
+    fn show(&self, moment: Moment, frame: &impl Packet) {
+        if let Some(number) = self.capturing.borrow_mut().number(self.capture_modes.get(), moment.kind()) {
+            self.shown.borrow_mut().push(Shown { number, moment, bytes: bytes_of(frame) });
+        }
     }
 
     fn count_passed(&self, uplink: PortId) {
@@ -251,10 +300,11 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn seconds(&self) -> u32 {
-        (self.clock.get() / 1_000_000_000) as u32
+        whole_seconds(self.clock.get())
     }
 
     fn policy(&self, id: NetworkId) -> Option<Policy> {
+        self.look_up();
         self.policies.get(&id).copied()
     }
 
@@ -264,61 +314,67 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn flow(&self, age: Age, key: &FlowKey) -> Option<MemoryFlow<'a>> {
+        self.look_up();
         let tables: &'a MemoryTables = self;
         let table = tables.flows_of(age);
         table.borrow().contains_key(key).then_some(MemoryFlow { table, key: *key })
     }
 
     fn insert_flow(&self, age: Age, key: &FlowKey, flow: &Flow) -> Inserted {
+        self.look_up();
         self.insert(self.flows_of(age), *key, *flow)
     }
 
     fn remove_flow(&self, age: Age, key: &FlowKey) -> bool {
+        self.look_up();
         self.flows_of(age).borrow_mut().remove(key).is_some()
     }
 
     fn reclaim(&self, table: Reclaim) {
-        let now = self.seconds();
         if table == Reclaim::Mappings {
-            let dead = |_: &MappingKey, mapping: &mut Mapping| !mapping.is_alive(now);
-            for (key, mapping) in self.mappings.borrow_mut().extract_if(.., dead) {
-                self.add_usage(mapping.owner, 0, if key.side == NetworkId::OUTSIDE { -1 } else { 0 });
-            }
+            let keys: Vec<MappingKey> = self.mappings.borrow().keys().copied().collect();
+            keys.iter().for_each(|key| crate::nat::forget_dead(key, *self));
             return;
         }
-        let is_dead =
-            |key: &FlowKey, flow: &Flow| key.is_v4() == (table == Reclaim::Flows4) && !flow.about.is_alive(now);
-        let dead: Vec<(FlowKey, Flow)> = self
-            .flows
-            .borrow()
-            .iter()
-            .filter(|(key, flow)| is_dead(key, flow))
-            .map(|(key, flow)| (*key, *flow))
-            .collect();
-        for (key, flow) in dead {
-            crate::conntrack::end(&key, &flow, Age::Grown, *self);
+        let is_of_it = |key: &&FlowKey| key.is_v4() == (table == Reclaim::Flows4);
+        let keys: Vec<FlowKey> = self.flows.borrow().keys().filter(is_of_it).copied().collect();
+        for key in keys {
+            crate::conntrack::end_dead(&key, Age::Grown, *self);
         }
     }
 
     fn mapping(&self, key: &MappingKey) -> Option<Mapping> {
+        self.look_up();
         self.mappings.borrow().get(key).copied()
     }
 
     fn insert_mapping(&self, key: &MappingKey, mapping: &Mapping) -> Inserted {
+        self.look_up();
         self.insert(&self.mappings, *key, *mapping)
     }
 
     fn refresh_mapping(&self, key: &MappingKey, until: u32) {
+        self.look_up();
         if let Some(mapping) = self.mappings.borrow_mut().get_mut(key) {
             mapping.until = until;
         }
     }
 
     fn remove_mapping(&self, key: &MappingKey) -> bool {
+        self.look_up();
         self.mappings.borrow_mut().remove(key).is_some()
     }
 
+    fn lock(&self, key: &MappingKey) -> bool {
+        self.locks.borrow_mut().insert(*key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        self.locks.borrow_mut().remove(key);
+    }
+
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
+        self.look_up();
         let mut usage = self.usage.borrow_mut();
         let held = usage.entry(owner).or_default();
         held.flows = held.flows.wrapping_add_signed(flows);
@@ -326,19 +382,22 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn usage(&self, owner: PortId) -> Usage {
+        self.look_up();
         self.usage.borrow().get(&owner).copied().unwrap_or_default()
     }
 
     fn published(&self, protocol: IpProtocol, ip: IpAddress, port: u16) -> Option<u32> {
+        self.look_up();
         let fits = |(of_protocol, at, place): &&(u8, IpAddress, u32)| {
             *of_protocol == protocol.0
                 && *at == ip
-                && self.publish(*place).is_some_and(|entry| entry.target_port(port).is_some())
+                && self.publishes.get(*place as usize).is_some_and(|entry| entry.target_port(port).is_some())
         };
         self.published.iter().find(fits).map(|(_, _, place)| *place)
     }
 
     fn publish(&self, place: u32) -> Option<Publish> {
+        self.look_up();
         self.publishes.get(place as usize).copied()
     }
 
@@ -370,10 +429,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.look_up();
         self.fragments.borrow().get(key).copied()
     }
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.look_up();
         self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
@@ -382,26 +443,26 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn holding(&self, port: PortId) -> Holding {
+        self.look_up();
         self.holding.borrow().get(&port).copied().unwrap_or_default()
     }
 
     fn set_holding(&self, port: PortId, holding: Holding) {
+        self.look_up();
         self.holding.borrow_mut().insert(port, holding);
     }
 
     fn hold(&self, place: HeldKey, key: &FragmentKey, seen: u32, frame: &impl Packet) -> bool {
-        let bytes: Option<Vec<u8>> = (0..frame.len() as usize).map(|at| frame.view::<u8>(at).copied()).collect();
         let mut held = self.held.borrow_mut();
-        match bytes {
-            Some(bytes) if bytes.len() <= HELD_BYTES && held.len() < MAX_HELD as usize => {
-                held.insert(place, (*key, seen, bytes));
-                true
-            }
-            Some(_) | None => false,
+        let has_room = frame.len() as usize <= HELD_BYTES && held.len() < MAX_HELD as usize;
+        if has_room {
+            held.insert(place, (*key, seen, bytes_of(frame)));
         }
+        has_room
     }
 
     fn held(&self, place: HeldKey) -> Option<(FragmentKey, u32)> {
+        self.look_up();
         self.held.borrow().get(&place).map(|(key, seen, _)| (*key, *seen))
     }
 
@@ -426,10 +487,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn uplink(&self, ifindex: u32) -> Option<PortId> {
+        self.look_up();
         self.uplinks.get(&ifindex).copied()
     }
 
     fn is_local(&self, ip: IpAddress) -> bool {
+        self.look_up();
         self.locals.contains(&ip)
     }
 
@@ -438,16 +501,24 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn original(&self, key: &OriginalKey) -> Option<Original> {
+        self.look_up();
         self.originals.borrow().get(key).copied()
     }
 
     fn set_original(&self, key: &OriginalKey, original: &Original) {
+        self.look_up();
         self.originals.borrow_mut().insert(*key, *original);
     }
 
     fn forget_original(&self, key: &OriginalKey) {
+        self.look_up();
         self.originals.borrow_mut().remove(key);
     }
+}
+
+/// A frame, whole.
+fn bytes_of(frame: &impl Packet) -> Vec<u8> {
+    (0..frame.len() as usize).map_while(|at| frame.view::<u8>(at).copied()).collect()
 }
 
 fn is_within(ip: IpAddress, prefix: IpAddress, bits: u32) -> bool {

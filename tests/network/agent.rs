@@ -170,7 +170,8 @@ fn it_never_waits_for_a_verb() -> Result<()> {
     let link = netlink.existing_link(&red.ifname)?.index;
     let address = "192.168.15.1/24".parse()?;
     let break_it = || netlink.remove_address(link, address);
-    let lock = File::options().write(true).open(Path::new(RUN).join("lock"))?;
+    let key = bed.lab.ns("host")?.cookie()?;
+    let lock = File::options().write(true).open(Path::new(RUN).join(format!("{key:x}.lock")))?;
     let held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     assert!(break_it()?);
     let began = Instant::now();

@@ -17,7 +17,7 @@ use prometheus_parse::{Scrape, Value};
 
 use super::bed::{Scratch, text, until};
 
-/// How long anything may take: there is one lock for all labs of this machine, and the agent has its turn like any verb.
+/// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An agent that runs; ended when dropped.

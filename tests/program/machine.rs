@@ -9,12 +9,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
-use aya::programs::{TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
-use nix::time::{ClockId, clock_gettime};
 use nsnet::kernel::dataplane::{open_object_with, program_in};
 use nsnet::kernel::features::Features;
 use nsnet::kernel::netlink::Netlink;
@@ -27,16 +26,14 @@ use nsnet_common::cases::world::{
     UPLINK_IFINDEX,
 };
 use nsnet_common::layout::{
-    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held, HeldKey,
-    Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
+    AddressKey, DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held,
+    HeldKey, Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
     PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
 };
 use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
 use nsnet_common::tables::Route;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
-/// Stamps of the kernel may be this much later than the time at which the tables were made.
-pub(crate) const LATE: u64 = 400_000_000;
 /// Ports up to this number are the world's. Entries of higher ones fill a table up.
 const LAST_PORT: u16 = UPLINK.id.0;
 const LAST_NETWORK: u16 = 5;
@@ -79,7 +76,7 @@ pub(crate) struct Machine {
     addresses: HashMap<MapData, AddressKey, PortId>,
     subnets: LpmTrie<MapData, SubnetKey, NetworkId>,
     counters: PerCpuArray<MapData, PortCounters>,
-    drops: PerCpuHashMap<MapData, DropKey, Traffic>,
+    drops: PerCpuHashMap<MapData, DropKey, Dropped>,
     flood_clocks: Array<MapData, u64>,
     refusal_clocks: Array<MapData, u64>,
     policies: Array<MapData, Policy>,
@@ -115,12 +112,6 @@ pub(crate) fn is_taken(frame: &[u8]) -> bool {
         Some([0x86, 0xdd]) => frame.len() >= 54,
         Some(_) => true,
     }
-}
-
-/// Nanoseconds on the clock that `bpf_ktime_get_ns` reads.
-pub(crate) fn monotonic() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// The interface behind a port, where what the port is sent comes out: the port's own for the host, which is sent to
@@ -181,6 +172,17 @@ impl Machine {
             _sockets: sockets,
             ebpf,
         })
+    }
+
+    /// A map that is not among those that are filled and compared.
+    pub(crate) fn take_map(&mut self, name: &str) -> Result<Map> {
+        self.ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+    }
+
+    /// The index of the interface at which [`Machine::run`] has a frame of this port come in.
+    pub(crate) fn ifindex(&self, port: PortId) -> u32 {
+        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
+        if port == PortId::NONE { LOOPBACK } else { ifindex }
     }
 
     /// Instructions that the verifier walked through, by program.
@@ -255,7 +257,8 @@ impl Machine {
             self.drops.remove(&key)?;
         }
         for ((port, reason), traffic) in tables.drops.borrow().iter() {
-            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(*traffic)?, 0)?;
+            let dropped = Dropped { traffic: *traffic, ..Dropped::default() };
+            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(dropped)?, 0)?;
         }
         Ok(())
     }
@@ -300,7 +303,7 @@ impl Machine {
         for entry in self.drops.iter() {
             let (key, cpus) = entry?;
             let sum = state.drops.entry((key.port, key.reason)).or_default();
-            cpus.iter().for_each(|one| add(sum, one));
+            cpus.iter().for_each(|one| add(sum, &one.traffic));
         }
         for entry in self.stations.iter() {
             let (key, station) = entry?;
@@ -337,10 +340,29 @@ impl Machine {
         Ok(state.without_zeros())
     }
 
+    /// Runs the program of `hook` on a frame, and one that does nothing, in turn; how long each took, in nanoseconds. Each
+    /// run is one of its own, since what is sent on is not the same frame any more.
+    pub(crate) fn times(
+        &mut self,
+        hook: Hook,
+        port: PortId,
+        frame: &[u8],
+        nothing: &SchedClassifier,
+        runs: usize,
+    ) -> Result<Vec<(u64, u64)>> {
+        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
+        let context = context(hook, ifindex, frame.len(), 0);
+        let program = program_in(&mut self.ebpf, program_of(hook))?;
+        let time = |program: &SchedClassifier| -> Result<u64> {
+            let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+            Ok(program.test_run(options)?.duration.as_nanos() as u64)
+        };
+        (0..runs).map(|_| Ok((time(program)?, time(nothing)?))).collect()
+    }
+
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
     pub(crate) fn run(&mut self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
-        let ifindex = self.ifindexes.get(&port).copied().unwrap_or(port.ifindex());
-        let context = context(hook, if port == PortId::NONE { LOOPBACK } else { ifindex }, frame.len(), gso_size);
+        let context = context(hook, self.ifindex(port), frame.len(), gso_size);
         let mut bytes = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -473,18 +495,6 @@ fn on_one_cpu<V: Pod + Default>(value: V) -> Result<PerCpuValues<V>> {
     let mut values = vec![V::default(); cpus()?];
     values[0] = value;
     Ok(PerCpuValues::try_from(values)?)
-}
-
-/// Waits until the next second is far enough away: flows are stamped with seconds, by two clocks that go on.
-pub(crate) fn steady() -> Result<u64> {
-    loop {
-        let now = monotonic()?;
-        match now % 1_000_000_000 {
-            // The coarse clock may be 10 ms late.
-            20_000_000..900_000_000 => return Ok(now),
-            _ => std::thread::sleep(std::time::Duration::from_millis(10)),
-        }
-    }
 }
 
 fn cpus() -> Result<usize> {

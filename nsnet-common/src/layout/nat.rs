@@ -5,6 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{MAX_PORTS, NetworkId, PortId};
 use crate::wire::{IpAddress, IpProtocol};
 
+/// Endpoints that CPUs may have locked at a time: at most one of each kind for a CPU.
+pub const MAX_LOCKS: u32 = 4096;
 /// Endpoints with a mapping (RFC 4787 section 4.1) on one host; each has two entries.
 pub const MAX_MAPPINGS: u32 = 1 << 18;
 /// Published entries on one host; a range of ports is one for each family.
@@ -177,6 +179,8 @@ pub mod mapping_kinds {
     /// That the host with this address was sent to from this external port: it may answer from any of its ports, where
     /// the network filters by address only.
     pub const SPOKEN_TO: u8 = 1;
+    /// Of no entry: what is locked to end flows whose answers come to this endpoint.
+    pub const FLOWS: u8 = 2;
 }
 
 /// Key of `MAPPINGS`: an endpoint, on its side.
@@ -231,6 +235,12 @@ impl MappingKey {
     #[inline(always)]
     pub fn spoken_to(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
         Self { kind: mapping_kinds::SPOKEN_TO, ..Self::new(NetworkId::OUTSIDE, protocol, ip, port) }
+    }
+
+    /// What is locked to end flows whose answers come to this endpoint.
+    #[inline(always)]
+    pub fn flows_of(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
+        Self { kind: mapping_kinds::FLOWS, ..Self::new(NetworkId::OUTSIDE, protocol, ip, port) }
     }
 }
 

@@ -9,12 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::work::PATIENCE;
 use crate::kernel::host::Host;
 use crate::kernel::monitor::{Change, Subject};
 use crate::kernel::neighbour::{Neighbour, NeighbourState};
 use crate::kernel::observe::Scope;
-use crate::kernel::store::Turn;
 use crate::kernel::{sockets, uplink};
 use crate::model::drift::Object;
 use crate::model::state::State;
@@ -49,7 +47,7 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Brings what the dataplane knows of the host up to date.
-    pub(super) fn follow(&mut self, host: &Host, turn: &mut Turn) -> Result<Followed> {
+    pub(super) fn follow(&mut self, host: &Host) -> Result<Followed> {
         let mut followed = Followed::default();
         if sockets::refresh_locals(host)? {
             followed.news.push("the host's addresses are others now".to_owned());
@@ -66,7 +64,7 @@ impl Follower {
             // Once more, now that nobody else changes anything.
             let edit = |state: &mut State| look_around(host, state, &kept);
             let look = |state: &State, (): &()| Scope::these(state.uplinks.iter().map(Object::uplink));
-            let change = host.change_in_turn(turn, PATIENCE, edit, look)?;
+            let change = host.change_if_free(edit, look)?;
             match change {
                 Some(change) => followed.news.extend(news(&change.old.uplinks, &change.new.uplinks)),
                 None => followed.is_busy = true,

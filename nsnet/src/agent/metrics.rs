@@ -127,12 +127,12 @@ fn of_ports(families: &mut Families, maps: &Maps, owners: &Owners) -> Result<()>
 fn of_drops(families: &mut Families, maps: &Maps, owners: &Owners) -> Result<()> {
     let drops = maps.drops()?;
     let rows = |value: fn(&nsnet_common::layout::Traffic) -> u64| {
-        let row = move |((port, code), traffic): (&(PortId, u16), &nsnet_common::layout::Traffic)| {
+        let row = move |((port, code), dropped): (&(PortId, u16), &nsnet_common::layout::Dropped)| {
             let reason =
                 DropReason::from_code(*code).map_or_else(|| format!("code-{code}"), |it| it.label().to_owned());
             let mut labels = owners.labels(*port);
             labels.push(("reason", reason));
-            (labels, value(traffic))
+            (labels, value(&dropped.traffic))
         };
         drops.iter().map(row).collect::<Vec<_>>()
     };

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::work::{PATIENCE, members};
+use super::work::members;
 use crate::kernel::host::Host;
 use crate::kernel::mounts::is_bpffs;
 use crate::kernel::observe::{self, Scope};
-use crate::kernel::store::{BPFFS, Turn};
+use crate::kernel::store::{BPFFS, Store};
 use crate::model::drift::{Drift, Object};
 use crate::model::name::Name;
 
@@ -79,9 +79,9 @@ impl Checker {
     }
 
     /// Compares, and repairs if that is wanted.
-    pub(super) fn check(&mut self, host: &Host, turn: &mut Turn) -> Result<Checked> {
+    pub(super) fn check(&mut self, host: &Host) -> Result<Checked> {
         let mut checked = Checked { members: members(host)?, ..Checked::default() };
-        let Some(mut drift) = self.compare(host, turn, &mut checked)? else {
+        let Some(mut drift) = self.compare(host, &mut checked)? else {
             return Ok(Checked { is_busy: true, ..checked });
         };
         // An object that has stayed as it should be for long is not in dispute any more.
@@ -89,13 +89,13 @@ impl Checker {
         if self.on_drift == OnDrift::Repair {
             let due: Vec<Object> = ours(&drift).into_iter().filter(|object| self.rest(object).is_zero()).collect();
             for objects in due.chunks(AT_A_TIME) {
-                if !self.repair(host, turn, objects, &mut checked)? {
+                if !self.repair(host, objects, &mut checked)? {
                     checked.is_busy = true;
                     break;
                 }
             }
             if !checked.repaired.is_empty() {
-                let Some(left) = self.compare(host, turn, &mut checked)? else {
+                let Some(left) = self.compare(host, &mut checked)? else {
                     return Ok(Checked { is_busy: true, ..checked });
                 };
                 drift = left;
@@ -115,10 +115,10 @@ impl Checker {
     }
 
     /// What differs; `None` while a verb is under way.
-    fn compare(&self, host: &Host, turn: &mut Turn, checked: &mut Checked) -> Result<Option<Vec<Drift>>> {
+    fn compare(&self, host: &Host, checked: &mut Checked) -> Result<Option<Vec<Drift>>> {
         let before = host.record()?;
         if !before.under_way.is_empty() {
-            let Some(held) = turn.wait(&host.key, PATIENCE)? else { return Ok(None) };
+            let Some(held) = Store::locked_if_free(&host.key)? else { return Ok(None) };
             // Whoever was at it holds the lock, or has come to an end meanwhile; else it was killed.
             let is_cut_off = !held.load()?.under_way.is_empty();
             drop(held);
@@ -129,7 +129,7 @@ impl Checker {
                 }
                 OnDrift::Repair => {
                     // Any change takes it back.
-                    if host.change_in_turn(turn, PATIENCE, |_state| Ok(()), |_state, ()| Scope::Nothing)?.is_some() {
+                    if host.change_if_free(|_state| Ok(()), |_state, ()| Scope::Nothing)?.is_some() {
                         checked.repaired.push("what a verb did that was cut off: it is taken back".to_owned());
                     }
                     return Ok(None);
@@ -141,9 +141,9 @@ impl Checker {
     }
 
     /// Repairs some objects; all of them, or each for itself. `false`: a verb is under way.
-    fn repair(&mut self, host: &Host, turn: &mut Turn, objects: &[Object], checked: &mut Checked) -> Result<bool> {
+    fn repair(&mut self, host: &Host, objects: &[Object], checked: &mut Checked) -> Result<bool> {
         let scope = || Scope::these(objects.iter().cloned());
-        match host.change_in_turn(turn, PATIENCE, |_state| Ok(()), |_state, ()| scope()) {
+        match host.change_if_free(|_state| Ok(()), |_state, ()| scope()) {
             Ok(None) => return Ok(false),
             Ok(Some(change)) => checked.repaired.extend(change.drift.iter().flat_map(lines)),
             Err(error) => {
@@ -151,7 +151,7 @@ impl Checker {
                     checked.failed.push(format!("{object}: {error:#}"));
                 } else {
                     for object in objects {
-                        if !self.repair(host, turn, std::slice::from_ref(object), checked)? {
+                        if !self.repair(host, std::slice::from_ref(object), checked)? {
                             return Ok(false);
                         }
                     }

@@ -54,7 +54,7 @@ impl Door {
     /// Opens the sockets of the agent of `host`. Fails when there is one already.
     pub(super) fn open(host: &str, listen: Option<SocketAddr>) -> Result<Self> {
         // Against another agent that begins at this moment.
-        let _held = Store::locked(host)?;
+        let _held = Store::locked(host, |_waits| ())?;
         let path = path_of(host);
         if let Some(other) = clear_away(host)? {
             let owner = getsockopt(&other, sockopt::PeerCredentials);

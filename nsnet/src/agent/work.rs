@@ -15,15 +15,11 @@ use super::follow::{Followed, Follower};
 use super::repair::{Checked, Checker};
 use super::report::Task;
 use crate::kernel::host::Host;
-use crate::kernel::store::Turn;
 use crate::kernel::sweep::{Sweep, Tally};
 use nsnet_common::layout::PortId;
 
 /// Entries of one piece of a sweep: some tens of milliseconds.
 const PIECE: usize = 1 << 16;
-
-/// How long a task waits for verbs that are under way. It is done again soon, and other tasks have their turn meanwhile.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What came of a task.
 #[derive(Debug)]
@@ -59,8 +55,7 @@ impl Worker {
     pub(super) fn start(host: Host, checker: Checker) -> Result<Self> {
         let (orders, tasks) = mpsc::channel();
         let (tell, outcomes) = to_loop::unbounded_channel();
-        let mut hand =
-            Hand { host, checker, follower: Follower::default(), sweep: Sweep::default(), turn: Turn::default() };
+        let mut hand = Hand { host, checker, follower: Follower::default(), sweep: Sweep::default() };
         let work = move || {
             // Until the loop is gone.
             while let Ok(task) = tasks.recv() {
@@ -97,14 +92,13 @@ struct Hand {
     checker: Checker,
     follower: Follower,
     sweep: Sweep,
-    turn: Turn,
 }
 
 impl Hand {
     fn work(&mut self, task: Task) -> Result<Done> {
         match task {
-            Task::Follow => self.follower.follow(&self.host, &mut self.turn).map(Done::Followed),
-            Task::Check => self.checker.check(&self.host, &mut self.turn).map(Done::Checked),
+            Task::Follow => self.follower.follow(&self.host).map(Done::Followed),
+            Task::Check => self.checker.check(&self.host).map(Done::Checked),
             Task::Sweep | Task::Scrape => self.sweep_on().map(Done::Swept),
         }
     }

@@ -4,21 +4,30 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::Answer;
 use super::output::{self, Format, Table, with_progress};
+use super::{Answer, apply};
 use crate::agent;
 use crate::kernel::host::Host;
-use crate::kernel::observe::{self, Scope};
-use crate::model::state::State;
+use crate::kernel::observe::Scope;
+use crate::model::diff::diff;
+use crate::model::drift::Drift;
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
-    let state = host.state()?;
-    let drift = with_progress("comparing with the kernel", || observe::drift(host, &state, &Scope::Everything))?;
+    let change =
+        with_progress("comparing with the kernel", || host.preview(|_state| Ok(()), |_state, ()| Scope::Everything))?;
+    let state = &change.old;
     let mut table = Table::new(&["object", "drift"]);
-    for (object, difference) in drift.iter().flat_map(|drift| drift.differences.iter().map(|d| (&drift.object, d))) {
-        table.row([json!(object.to_string()), json!(difference.to_string())]);
+    if let Some(disorder) = host.disorder()? {
+        table.row([json!("state"), json!(disorder)]);
     }
-    let loaded = host.dataplane.is_loaded();
+    for Drift { object, differences } in &change.drift {
+        for difference in differences {
+            table.row([json!(object.to_string()), json!(difference.to_string())]);
+        }
+    }
+    let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
+    let is_well = table.is_empty() && changes.is_empty();
+    let dataplane = if host.dataplane.is_loaded() { "loaded" } else { "not loaded" };
     match format {
         Format::Json => output::print_json(&json!({
             "networks": state.networks.len(),
@@ -28,12 +37,14 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "routes": state.routes.len(),
             "uplinks": state.uplinks.len(),
             "publishes": state.publishes.len(),
-            "dataplane": if loaded { "loaded" } else { "not loaded" },
+            "dataplane": dataplane,
             "drift": table.to_json(),
+            "steps": apply::to_json(&changes),
         }))?,
         Format::Table => {
             output::line(&format!(
-                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; dataplane {}",
+                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; \
+                 dataplane {dataplane}",
                 state.networks.len(),
                 state.namespaces.len(),
                 state.attachments.len(),
@@ -41,26 +52,25 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
                 state.routes.len(),
                 state.uplinks.len(),
                 state.publishes.len(),
-                if loaded { "loaded" } else { "not loaded" },
             ))?;
-            if drift.is_empty() {
+            if is_well {
                 output::line("no drift: the kernel is as it should be")?;
-            } else {
+            }
+            if !table.is_empty() {
                 output::print(format, &table)?;
-                output::note("adding the object again with its arguments repairs it");
+            }
+            if !changes.is_empty() {
+                output::line("`nsnet apply` would:")?;
+                let steps = changes.iter().flat_map(|change| &change.steps);
+                steps.map(|step| format!("  {step}")).try_for_each(|step| output::line(&step))?;
             }
         }
     }
-    Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn down(host: &Host) -> Answer {
-    with_progress("taking everything down", || {
-        host.change(|state| {
-            *state = State::default();
-            Ok(())
-        })
-    })?;
+    with_progress("taking everything down", || host.down())?;
     agent::clear_away(host)?;
     Ok(ExitCode::SUCCESS)
 }

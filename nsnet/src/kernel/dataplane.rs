@@ -8,11 +8,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::ProgramArray;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
@@ -22,7 +24,10 @@ use super::features::Features;
 use super::netns::NetNs;
 use super::{sockets, stages};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
+/// How long taking a program off may take.
+const GRACE: Duration = Duration::from_secs(1);
+
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
 /// Which side of which interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,35 +71,53 @@ impl Dataplane {
         Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")), host: host.to_owned() }
     }
 
-    /// Whether it is loaded.
+    /// Whether it is loaded, for whoever acts on the answer.
+    pub fn loaded(&self) -> Result<bool> {
+        let program = self.root.join("programs").join(names::FROM_NAMESPACE);
+        program.try_exists().doing(|| format!("look for {}", program.display()))
+    }
+
+    /// Whether it is loaded. Where that cannot be told, it is thought to be: using it tells why.
     pub fn is_loaded(&self) -> bool {
-        self.root.join("programs").join(names::FROM_NAMESPACE).exists()
+        self.loaded().unwrap_or(true)
     }
 
     /// The pins that are not there, below the host's folder.
-    pub fn missing_pins(&self) -> Vec<String> {
+    pub fn missing_pins(&self) -> Result<Vec<String>> {
         let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
         let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
-        programs.chain(maps).filter(|pin| !self.root.join(pin).exists()).collect()
+        let mut missing = Vec::new();
+        for pin in programs.chain(maps) {
+            if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
+                missing.push(pin);
+            }
+        }
+        Ok(missing)
     }
 
     /// Loads the programs and pins everything; nothing is left when anything fails. Loading again only mends what is
     /// wrong: where a pin is gone all goes, because programs that are loaded anew do not know the old maps.
-    pub fn load(&self, features: Features) -> Result<()> {
-        if self.missing_pins().is_empty() {
-            return if stages::differences(self)?.is_empty() { Ok(()) } else { stages::mend(self) };
-        }
-        remove_pins(&self.root)?;
-        let mut ebpf = open_object(features)?;
-        // A name in a bpffs has no dots.
-        let draft = PathBuf::from(format!("{}_new", self.root.display()));
-        remove_pins(&draft)?;
-        let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
-            if features.cgroup {
-                // Without them the dataplane works still: `nsnet doctor` and `nsnet status` tell.
-                let _told_there = sockets::install(&mut ebpf, &draft);
+    ///
+    /// The dataplane works without its programs at the host's sockets: `Ok` tells why it has to, if so.
+    pub fn load(&self, features: Features) -> Result<Option<KernelError>> {
+        if self.missing_pins()?.is_empty() {
+            if !stages::differences(self)?.is_empty() {
+                stages::mend(self)?;
             }
-            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))
+            return Ok(None);
+        }
+        let (draft, old) = (self.beside("new"), self.beside("old"));
+        remove_pins(&draft)?;
+        remove_pins(&old)?;
+        let mut ebpf = open_object(features)?;
+        let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
+            let without = if features.cgroup { sockets::install(&mut ebpf, &draft).err() } else { None };
+            if self.root.try_exists().doing(|| format!("look for {}", self.root.display()))? {
+                fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
+            }
+            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))?;
+            remove_pins(&old)?;
+            Ok(without)
         });
         if pinned.is_err() {
             // The first error is the one to report; what cannot be removed now is removed by the next load.
@@ -106,16 +129,24 @@ impl Dataplane {
     /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
         let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
-        let entries = match fs::read_dir(bpffs) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).doing(|| format!("list {}", bpffs.display())),
-        };
-        let ours = format!("{}_", self.host);
-        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)) {
-            remove_pins(&entry.path())?;
+        if self.loaded()? {
+            // At once, so that what is half removed is never taken for a dataplane.
+            let old = self.beside("old");
+            remove_pins(&old)?;
+            fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
         }
-        Ok(())
+        remove_all(bpffs, &self.host)
+    }
+
+    /// A folder that comes before ours, or after it. (A name in a bpffs has no dots.)
+    fn beside(&self, when: &str) -> PathBuf {
+        PathBuf::from(format!("{}_{when}", self.root.display()))
+    }
+
+    /// Whether there are pins of this host, whatever their layout.
+    pub(crate) fn has_pins(&self) -> Result<bool> {
+        let Some(bpffs) = self.root.parent() else { return Ok(false) };
+        Ok(!pins_of(bpffs, &self.host)?.is_empty())
     }
 
     /// Whether the programs at the host's sockets are there.
@@ -133,9 +164,19 @@ impl Dataplane {
     }
 
     /// The ports that a link is pinned for.
-    pub(super) fn linked_ports(&self) -> Vec<PortId> {
-        let entries = fs::read_dir(self.root.join("links")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(PortId)).collect()
+    pub(super) fn linked_ports(&self) -> Result<Vec<PortId>> {
+        let folder = self.root.join("links");
+        let what = || format!("list {}", folder.display());
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.doing(what)?,
+        };
+        let mut ports = Vec::new();
+        for entry in entries {
+            // The others are of the programs at sockets.
+            ports.extend(entry.doing(what)?.file_name().to_str().and_then(|name| name.parse().ok()).map(PortId));
+        }
+        Ok(ports)
     }
 
     /// A pinned program.
@@ -149,7 +190,16 @@ impl Dataplane {
         let what = || format!("attach {} to {interface}", hook.program());
         let mut program = self.pinned(hook.program())?;
         self.detach(port)?;
-        let link = put_on(&mut program, features, interface, hook)?;
+        let began = Instant::now();
+        let link = loop {
+            match put_on(&mut program, features, interface, hook) {
+                // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
+                Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
+                    thread::sleep(GRACE / 100);
+                }
+                put => break put?,
+            }
+        };
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         if !features.tcx {
             // The filter belongs to the interface and goes with it: dropping the link must not take it off.
@@ -187,7 +237,8 @@ impl Dataplane {
 
     /// The kernel's description of a loaded program.
     pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
-        let info = self.pinned(name)?.info();
+        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
+        let info = program.and_then(|program| program.info());
         info.map_err(|error| refused(format!("read the description of program {name}"), error))
     }
 
@@ -235,6 +286,15 @@ pub fn open_object(features: Features) -> Result<Ebpf> {
 
 /// The same, with the key of the hash that NAT chooses ports by.
 pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
+    open(features, secret, true)
+}
+
+/// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
+pub(super) fn open_copy(features: Features, secret: u64) -> Result<Ebpf> {
+    open(features, secret, false)
+}
+
+fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
             .with_remedy("run `cargo xtask build`"));
@@ -242,8 +302,17 @@ pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
     let (use_peer, use_source) = (u8::from(features.redirect_peer), u8::from(features.fib_source));
     let set_type = u8::from(!features.peer_scrubs);
     let use_retval = u8::from(features.set_retval);
+    let sends_copies = u8::from(is_real);
     let cookie = NetNs::current()?.cookie()?;
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if !is_real {
+        // A hash takes memory for its limit when it is made.
+        const FEW: u32 = 1 << 12;
+        for name in [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS] {
+            loader.map_max_entries(name, FEW);
+        }
+    }
+    let mut ebpf = loader
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
         .btf(None)
         .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
@@ -252,13 +321,27 @@ pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
         .override_global(names::SECRET, &secret, true)
         .override_global(names::HOST_COOKIE, &cookie, true)
         .override_global(names::USE_SET_RETVAL, &use_retval, true)
+        .override_global(names::SENDS_COPIES, &sends_copies, true)
         .load(OBJECT)
         .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
     for name in names::PROGRAMS {
-        program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
+        load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
     }
     connect_stages(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Has the verifier look at a program; again when a signal has interrupted it (EAGAIN, `do_check()` in
+/// kernel/bpf/verifier.c).
+fn load(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(error) if io_errno(&error) == Some(Errno::EAGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    program.load()
 }
 
 /// Enters the programs that others call where those look for them.
@@ -303,10 +386,33 @@ fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     }
     for name in names::MAPS {
         let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
-        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(name));
+        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(names::pin(name)));
         pin.map_err(|error| refused(format!("pin map {name}"), error))?;
     }
     Ok(())
+}
+
+/// Removes all pins of `host`.
+pub(crate) fn remove_all(bpffs: &Path, host: &str) -> Result<()> {
+    pins_of(bpffs, host)?.iter().try_for_each(|path| remove_pins(path))
+}
+
+/// The folders of a host's pins: one for each layout, and drafts.
+fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<PathBuf>> {
+    let what = || format!("list {}", bpffs.display());
+    let entries = match fs::read_dir(bpffs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.doing(what)?,
+    };
+    let ours = format!("{host}_");
+    let mut pins = Vec::new();
+    for entry in entries {
+        let entry = entry.doing(what)?;
+        if entry.file_name().to_string_lossy().starts_with(&ours) {
+            pins.push(entry.path());
+        }
+    }
+    Ok(pins)
 }
 
 fn remove_pins(root: &Path) -> Result<()> {

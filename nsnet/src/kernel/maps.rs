@@ -9,8 +9,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use ipnet::IpNet;
 use nsnet_common::layout::{
-    AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
-    StationKey, SubnetKey, Traffic, Usage, names,
+    AddressKey, DropKey, Dropped, ForeignKey, LastDrop, MAPPED_IPV4_BITS, MAX_REASONS, Network, NetworkId, Port,
+    PortCounters, PortId, Station, StationKey, SubnetKey, Traffic, Usage, names,
 };
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -19,7 +19,7 @@ use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
 
 /// What all CPUs together have counted, by port and reason.
-pub type Drops = BTreeMap<(PortId, u16), Traffic>;
+pub type Drops = BTreeMap<(PortId, u16), Dropped>;
 
 /// The pinned maps of one host.
 #[derive(Debug)]
@@ -39,7 +39,8 @@ impl Maps {
 
     /// A map without its types.
     pub(super) fn data(&self, name: &str) -> Result<MapData> {
-        MapData::from_pin(self.folder.join(name)).map_err(|error| refused(format!("open map {name}"), error))
+        MapData::from_pin(self.folder.join(names::pin(name)))
+            .map_err(|error| refused(format!("open map {name}"), error))
     }
 
     pub(super) fn ports(&self) -> Result<Array<MapData, Port>> {
@@ -66,7 +67,7 @@ impl Maps {
         self.open(names::SUBNETS, Map::LpmTrie)
     }
 
-    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Traffic>> {
+    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Dropped>> {
         self.open(names::DROPS, Map::PerCpuHashMap)
     }
 
@@ -157,13 +158,7 @@ impl Maps {
         let counters = self.counters_map()?;
         let over_cpus = |id: PortId| {
             let values = counters.get(&u32::from(id.0), 0).map_err(|error| refused("read counters", error))?;
-            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| PortCounters {
-                received: plus(sum.received, cpu.received),
-                sent: plus(sum.sent, cpu.sent),
-                flooded: sum.flooded + cpu.flooded,
-                answered: sum.answered + cpu.answered,
-                passed: sum.passed + cpu.passed,
-            }))
+            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| sum_of(sum, *cpu)))
         };
         ids.into_iter().map(over_cpus).collect()
     }
@@ -172,9 +167,13 @@ impl Maps {
     pub fn drops(&self) -> Result<Drops> {
         let mut drops = Drops::new();
         for (key, values) in self.drops_map()?.iter().flatten() {
-            let sum = values.iter().fold(Traffic::default(), |sum, cpu| plus(sum, *cpu));
+            let sum = values.iter().fold(Dropped::default(), |sum, cpu| Dropped {
+                traffic: plus(sum.traffic, cpu.traffic),
+                seen: sum.seen.max(cpu.seen),
+                jiffy: 0,
+            });
             // Fragments that waited have been taken back.
-            if sum != Traffic::default() {
+            if sum.traffic != Traffic::default() {
                 drops.insert((key.port, key.reason), sum);
             }
         }
@@ -182,7 +181,32 @@ impl Maps {
     }
 }
 
-fn plus(one: Traffic, other: Traffic) -> Traffic {
+impl Maps {
+    /// The last frames that were dropped for the reason of this code, one for each CPU that has dropped any.
+    pub fn last_drops(&self, reason: u16) -> Result<Vec<LastDrop>> {
+        if u32::from(reason) >= MAX_REASONS {
+            return Ok(Vec::new());
+        }
+        let last: PerCpuArray<MapData, LastDrop> = self.open(names::LAST_DROPS, Map::PerCpuArray)?;
+        let cpus = last.get(&u32::from(reason), 0).map_err(|error| refused("read the last drops", error))?;
+        // 0: none, or one is being written.
+        Ok(cpus.iter().copied().filter(|last| last.seen != 0).collect())
+    }
+}
+
+/// What two CPUs have counted.
+pub(super) fn sum_of(one: PortCounters, other: PortCounters) -> PortCounters {
+    PortCounters {
+        received: plus(one.received, other.received),
+        sent: plus(one.sent, other.sent),
+        flooded: one.flooded + other.flooded,
+        answered: one.answered + other.answered,
+        passed: one.passed + other.passed,
+    }
+}
+
+/// The same of frames.
+pub(super) fn plus(one: Traffic, other: Traffic) -> Traffic {
     // One CPU may have taken back what another has counted.
     Traffic { packets: one.packets.wrapping_add(other.packets), bytes: one.bytes.wrapping_add(other.bytes) }
 }
@@ -198,6 +222,11 @@ pub(super) fn get_slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) 
 
 pub(super) fn set_slot<V: Pod>(map: &mut Array<MapData, V>, name: &str, index: u32, value: V) -> Result<()> {
     map.set(index, value, 0).map_err(|error| refused(format!("write map {name}"), error))
+}
+
+/// Every entry of a map, or the first error.
+pub(super) fn all<T>(entries: impl Iterator<Item = std::result::Result<T, MapError>>, name: &str) -> Result<Vec<T>> {
+    entries.map(|entry| entry.map_err(|error| refused(format!("read map {name}"), error))).collect()
 }
 
 /// A removal, for which "not there" is as good.

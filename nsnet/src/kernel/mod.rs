@@ -1,17 +1,21 @@
 //! The only module that does I/O: namespaces, links, addresses, routes, programs, maps, and the state file.
 
 pub mod address;
+pub mod alive;
 pub mod announce;
 mod batch;
+pub mod capture;
 pub mod cgroup;
 pub mod clsact;
 pub mod dataplane;
 pub mod error;
 pub mod exec;
+pub mod explain;
 pub mod features;
 pub mod flows;
 pub mod host;
 pub mod link;
+mod lock;
 pub mod mappings;
 pub mod maps;
 pub mod members;
@@ -29,6 +33,7 @@ pub mod ports;
 pub mod publish;
 pub mod reserved;
 pub mod route;
+mod signals;
 pub mod sockets;
 mod stages;
 mod steps;
@@ -36,6 +41,7 @@ pub mod store;
 mod strays;
 pub mod sweep;
 pub mod sysctl;
+mod teardown;
 pub mod trial;
 pub mod uplink;
 pub mod veth;

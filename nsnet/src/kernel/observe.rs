@@ -63,7 +63,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
     if matches!(scope, Scope::Nothing) {
         return Ok(Vec::new());
     }
-    let missing = host.dataplane.missing_pins();
+    let missing = host.dataplane.missing_pins()?;
     let mut look = Look {
         host,
         scope,
@@ -73,7 +73,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         found: Vec::new(),
     };
     for name in state.namespaces.keys() {
-        look.at(Object::Namespace(name.clone()), |_look| Ok(namespace(name)))?;
+        look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
     look.at(Object::Dataplane, |look| look.dataplane(state, missing))?;
     look.at_host(state)?;
@@ -175,10 +175,11 @@ impl Look<'_> {
 
     fn dataplane(&self, state: &State, missing: Vec<String>) -> Result<Vec<Difference>> {
         if state.networks.is_empty() {
-            let is_there = self.host.dataplane.is_loaded();
+            // Without any state, it is the file that is missing ([`Host::disorder`]).
+            let is_there = !state.is_empty() && self.host.dataplane.loaded()?;
             return Ok(is_there.then(|| Difference::extra("programs", "without a network")).into_iter().collect());
         }
-        if !self.host.dataplane.is_loaded() {
+        if !self.host.dataplane.loaded()? {
             return Ok(vec![Difference::missing("programs and maps:")]);
         }
         if !missing.is_empty() {
@@ -343,20 +344,20 @@ impl Look<'_> {
         if let Some(known) = self.namespaces.borrow().get(name) {
             return Ok(known.clone());
         }
-        let inside = match NetNs::named(name.as_str()) {
-            Ok(ns) => {
+        let inside = match NetNs::find(name.as_str())? {
+            Some(ns) => {
                 let netlink = Netlink::inside(&ns)?;
                 Some(Rc::new(Inside { interfaces: Interfaces::of(&netlink)?, routes: netlink.routes()? }))
             }
-            Err(_gone) => None,
+            None => None,
         };
         self.namespaces.borrow_mut().insert(name.clone(), inside.clone());
         Ok(inside)
     }
 }
 
-fn namespace(name: &Name) -> Vec<Difference> {
-    NetNs::named(name.as_str()).is_err().then(|| Difference::missing("it")).into_iter().collect()
+fn namespace(name: &Name) -> Result<Vec<Difference>> {
+    Ok(NetNs::find(name.as_str())?.is_none().then(|| Difference::missing("it")).into_iter().collect())
 }
 
 fn lost_with_the_dataplane() -> Difference {

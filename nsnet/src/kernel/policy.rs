@@ -21,7 +21,7 @@ pub(crate) fn set(host: &Host, network: &Network) -> Result<()> {
     for (key, value) in settings(network) {
         sysctl::write(&key, value)?;
     }
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     host.maps().set_policy(network.id(), &told(host, network)?)
@@ -46,7 +46,7 @@ pub(crate) fn setting_differences(network: &Network) -> Result<Vec<Difference>> 
 
 /// Tells the dataplane of the ports that flows are given. (One that is not loaded is a finding of `status`.)
 pub(crate) fn set_pools(host: &Host, pools: &PortSet) -> Result<()> {
-    if host.dataplane.is_loaded() { host.maps().set_policy(NetworkId::OUTSIDE, &host_policy(pools)) } else { Ok(()) }
+    if host.dataplane.loaded()? { host.maps().set_policy(NetworkId::OUTSIDE, &host_policy(pools)) } else { Ok(()) }
 }
 
 /// Where the dataplane knows other pools than those of all networks.

@@ -9,7 +9,7 @@ use super::batch;
 use super::dataplane::refused;
 use super::error::{KernelError, Result};
 use super::host::Host;
-use super::maps::{Maps, found, get_slot, gone, set_slot};
+use super::maps::{Maps, all, found, get_slot, gone, set_slot};
 use crate::model::drift::Difference;
 use crate::model::publish::{Entry, Publish};
 use crate::model::spec::endpoint;
@@ -96,8 +96,9 @@ impl PublishMaps {
     }
 
     /// Every prefix of ports that leads to a place, with its length in bits.
-    pub(super) fn prefixes(&self) -> Vec<(PublishedKey, u32)> {
-        self.published.keys().flatten().map(|key| (key.data(), key.prefix_len())).collect()
+    pub(super) fn prefixes(&self) -> Result<Vec<(PublishedKey, u32)>> {
+        let keys = all(self.published.keys(), names::PUBLISHED)?;
+        Ok(keys.into_iter().map(|key| (key.data(), key.prefix_len())).collect())
     }
 
     /// Empties a place.
@@ -108,6 +109,12 @@ impl PublishMaps {
     /// Removes a prefix of ports.
     pub(super) fn remove_prefix(&mut self, key: PublishedKey, bits: u32) -> Result<()> {
         gone(self.published.remove(&Key::new(bits, key)), names::PUBLISHED)
+    }
+
+    /// The host's ports that lead to a namespace, with its network.
+    pub(super) fn in_use(&self, maps: &Maps) -> Result<Vec<layout::Publish>> {
+        let places = self.used_places(maps)?.into_iter();
+        places.map(|place| get_slot(&self.publishes, names::PUBLISHES, u32::from(place))).collect()
     }
 
     /// How many flows were made for it, over all CPUs.
@@ -160,5 +167,5 @@ pub(crate) fn add(host: &Host, publish: &Publish) -> Result<()> {
 }
 
 pub(crate) fn delete(host: &Host, publish: &Publish) -> Result<()> {
-    if host.dataplane.is_loaded() { PublishMaps::of(&host.maps())?.remove(publish) } else { Ok(()) }
+    if host.dataplane.loaded()? { PublishMaps::of(&host.maps())?.remove(publish) } else { Ok(()) }
 }

@@ -21,7 +21,7 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
-use super::maps::gone;
+use super::maps::{all, gone};
 use crate::model::drift::Difference;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
@@ -99,13 +99,13 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
 /// Needs no lock: whoever has written looks again, so the last to write has written what is.
 pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
     const TURNS: usize = 10;
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(false);
     }
     let mut locals = locals(host)?;
     for turn in 0..TURNS {
         let wanted = addresses(host)?;
-        let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
+        let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
         if wanted == known {
             return Ok(turn > 0);
         }
@@ -121,7 +121,8 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
 
 /// Where the programs know other addresses than the host has now.
 pub(crate) fn local_differences(host: &Host) -> Result<Vec<Difference>> {
-    let (known, wanted): (BTreeSet<IpAddress>, _) = (locals(host)?.keys().flatten().collect(), addresses(host)?);
+    let known: BTreeSet<IpAddress> = all(locals(host)?.keys(), names::LOCALS)?.into_iter().collect();
+    let wanted = addresses(host)?;
     let lost = wanted.difference(&known).map(|ip| Difference::lacks("entry of address", IpAddr::from(*ip)));
     let stale = known.difference(&wanted).map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)));
     Ok(lost.chain(stale).collect())

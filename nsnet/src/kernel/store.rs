@@ -1,21 +1,22 @@
 //! The desired state's file: one for each host, replaced atomically, under a lock.
 //!
 //! ```text
-//! /run/nsnet/lock            held by a verb from its first look at the state to its last change
+//! /run/nsnet/<host>.lock     held by a verb from its first look at the state to its last change
+//! /run/nsnet/lock            held by whoever removes what is left of hosts that are gone
 //! /run/nsnet/<host>.json     the state, and the steps of a verb that is under way
+//! /run/nsnet/<host>.draft    the same while it is written; /run/nsnet/<host>.next  the state that these steps lead to
 //! ```
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing as _, KernelError, Result};
+use super::lock::{Lock, Sharing};
 use crate::model::plan::Step;
 use crate::model::state::State;
 
@@ -37,25 +38,48 @@ pub struct Record {
     pub under_way: Vec<Step>,
 }
 
-/// The file of one host, locked.
+/// The files of one host, locked.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<Flock<File>>,
+    lock: Option<Lock>,
 }
 
 impl Store {
-    /// The file of `host`, for reading only: readers see the state before or after a verb, never between.
+    /// The files of `host`, for reading only: readers see the state before or after a verb, never between.
     pub fn read_only(host: &str) -> Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
-        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), _lock: None })
+        Self::with(host, None)
     }
 
-    /// The file of `host`, held against all other verbs until dropped.
-    pub fn locked(host: &str) -> Result<Self> {
-        let lock = lock()?;
-        Ok(Self { _lock: Some(lock), ..Self::read_only(host)? })
+    fn with(host: &str, lock: Option<Lock>) -> Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
+        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), lock })
+    }
+
+    /// The files of `host`, held against all other verbs until dropped. `on_wait` is told when that takes over a second.
+    pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        prepare_folder()?;
+        Self::swept(Self::with(host, Lock::taken(&lock_path(host), Sharing::Alone, on_wait)?)?)
+    }
+
+    /// The same without waiting: `None` when another verb holds it.
+    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        prepare_folder()?;
+        let lock = Lock::if_free(&lock_path(host), Sharing::Alone)?;
+        lock.map(|lock| Self::with(host, Some(lock)).and_then(Self::swept)).transpose()
+    }
+
+    /// The files of `host`, held against verbs that change something, so that the kernel is as the file says.
+    pub fn shared(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        Self::with(host, Lock::taken(&lock_path(host), Sharing::WithReaders, on_wait)?)
+    }
+
+    /// Without what a verb that was killed has left.
+    fn swept(self) -> Result<Self> {
+        remove(&self.draft())?;
+        remove(&self.next())?;
+        Ok(self)
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -63,33 +87,77 @@ impl Store {
         let what = || format!("read {}", self.path.display());
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(self.empty()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(self.empty()),
             Err(error) => return Err(error).doing(what),
         };
         let record: Record = serde_json::from_str(&text).map_err(|error| {
-            KernelError::refused(what(), error)
-                .with_remedy("delete the file and what is left of the state, or restore it")
+            KernelError::refused(what(), format!("it is damaged ({error})"))
+                .with_remedy("`nsnet down` removes everything of this host that the kernel shows")
         })?;
         Ok(if record.boot == self.boot { record } else { self.empty() })
     }
 
+    /// Whether there is a file.
+    pub fn exists(&self) -> Result<bool> {
+        self.path.try_exists().doing(|| format!("look for {}", self.path.display()))
+    }
+
     /// Replaces the file; an empty state removes it.
-    pub fn save(&self, state: &State, under_way: &[Step]) -> Result<()> {
-        let what = || format!("write {}", self.path.display());
-        let is_empty = State { generation: 0, publish_epoch: 0, ..state.clone() } == State::default();
-        if is_empty && under_way.is_empty() {
-            return match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing(what),
-                _ => Ok(()),
-            };
+    pub fn save(&self, state: &State) -> Result<()> {
+        if state.is_empty() { remove(&self.path) } else { self.replace(state, &[]) }
+    }
+
+    /// Notes that `steps` lead from `old` to `new`, and makes sure that there is room for what is to be noted at their
+    /// end. Fails before anything is changed.
+    pub fn begin(&self, old: &State, new: &State, steps: &[Step]) -> Result<()> {
+        if !new.is_empty() {
+            self.write(&self.next(), new, &[])?;
         }
+        self.replace(old, steps).inspect_err(|_| drop(remove(&self.next())))
+    }
+
+    /// The steps are done.
+    pub fn commit(&self, new: &State) -> Result<()> {
+        if new.is_empty() {
+            return remove(&self.path);
+        }
+        fs::rename(self.next(), &self.path).doing(|| format!("write {}", self.path.display()))
+    }
+
+    /// The steps are undone.
+    pub fn abandon(&self, old: &State) -> Result<()> {
+        self.save(old)?;
+        remove(&self.next())
+    }
+
+    fn draft(&self) -> PathBuf {
+        self.path.with_extension("draft")
+    }
+
+    fn next(&self) -> PathBuf {
+        self.path.with_extension("next")
+    }
+
+    fn replace(&self, state: &State, under_way: &[Step]) -> Result<()> {
+        let draft = self.draft();
+        self.write(&draft, state, under_way)?;
+        fs::rename(&draft, &self.path).doing(|| format!("write {}", self.path.display())).inspect_err(|_| {
+            // The first error is the one to tell; the next verb removes it.
+            drop(remove(&draft));
+        })
+    }
+
+    fn write(&self, path: &Path, state: &State, under_way: &[Step]) -> Result<()> {
+        let what = || format!("write {}", path.display());
         let record = Record { state: state.clone(), under_way: under_way.to_vec(), ..self.empty() };
-        let mut file = tempfile::NamedTempFile::new_in(RUN).doing(what)?;
         let text = serde_json::to_string(&record).map_err(|error| KernelError::refused(what(), error))?;
-        file.write_all(text.as_bytes()).doing(what)?;
-        // Not synced: /run is memory, and what it describes is gone with the power, too.
-        file.persist(&self.path).map_err(|error| error.error).doing(what)?;
-        Ok(())
+        let mut options = private();
+        let written = options.create_new(true).open(path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            // /run is memory, where this is for nothing. Where it is not, the name must not outrun what it names.
+            file.sync_all()
+        });
+        written.doing(what).inspect_err(|_| drop(remove(path)))
     }
 
     fn empty(&self) -> Record {
@@ -97,52 +165,74 @@ impl Store {
     }
 }
 
-/// A place among those who wait for the lock, for somebody who has other things to do meanwhile.
-///
-/// Whoever only tries now and then has no chance while others wait: the next of them has it at once.
-#[derive(Debug, Default)]
-pub struct Turn(Option<Receiver<Result<Flock<File>>>>);
-
-impl Turn {
-    /// The file of `host`, held like [`Store::locked`]; `None` when others were first for all of `limit`.
-    pub fn wait(&mut self, host: &str, limit: Duration) -> Result<Option<Store>> {
-        let place = match self.0.take() {
-            Some(place) => place,
-            None => line_up()?,
-        };
-        match place.recv_timeout(limit) {
-            Ok(lock) => Ok(Some(Store { _lock: Some(lock?), ..Store::read_only(host)? })),
-            Err(RecvTimeoutError::Timeout) => {
-                self.0 = Some(place);
-                Ok(None)
-            }
-            // Its turn came when nobody was here.
-            Err(RecvTimeoutError::Disconnected) => Ok(None),
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Nothing is left of a host that has nothing. One that only reads leaves it to who changes something.
+        if self.lock.as_ref().is_some_and(Lock::is_alone) && !self.path.exists() {
+            let _left_for_the_next = fs::remove_file(self.path.with_extension("lock"));
         }
     }
 }
 
-/// Waits for the lock on a thread of its own. Nobody holds it that nobody waits for: it is handed over or given up.
-fn line_up() -> Result<Receiver<Result<Flock<File>>>> {
-    let (give, place) = mpsc::sync_channel(0);
-    let wait = move || drop(give.try_send(lock()));
-    thread::Builder::new().name("lock".to_owned()).spawn(wait).doing(|| "start a thread")?;
-    Ok(place)
+/// Whether a verb is under way now on `host`.
+pub fn is_busy(host: &str) -> Result<bool> {
+    let path = lock_path(host);
+    let exists = path.try_exists().doing(|| format!("look for {}", path.display()))?;
+    Ok(exists && Lock::if_free(&path, Sharing::WithReaders)?.is_none())
 }
 
-fn lock() -> Result<Flock<File>> {
-    fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
-    set_private(Path::new(RUN))?;
-    let path = Path::new(RUN).join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.doing(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))
+fn lock_path(host: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{host}.lock"))
 }
 
-/// Root alone may look in: the pins below are the dataplane.
-fn set_private(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let permissions = fs::Permissions::from_mode(0o700);
-    fs::set_permissions(path, permissions).doing(|| format!("set the mode of {}", path.display()))
+fn prepare_folder() -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(RUN) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error).doing(|| format!("create {RUN}")),
+        _ => check_private(Path::new(RUN)),
+    }
+}
+
+/// For files that nobody but root reads.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+/// Refuses a directory that others can look or write into: the pins in it are the dataplane.
+pub(crate) fn check_private(path: &Path) -> Result<()> {
+    let what = || format!("use {}", path.display());
+    let found = fs::symlink_metadata(path).doing(what)?;
+    let why = if !found.is_dir() {
+        "it is no directory"
+    } else if found.uid() != 0 {
+        "it is not root's"
+    } else if found.mode() & 0o077 != 0 {
+        "others than root have access to it"
+    } else {
+        return Ok(());
+    };
+    Err(KernelError::refused(what(), why).with_remedy("see who made it and what is in it, then delete it"))
+}
+
+/// Deletes a file; there need not be one.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes every file of the host `host`: of one that is gone.
+pub(crate) fn remove_all(host: &str) -> Result<()> {
+    let what = || format!("list {RUN}");
+    let prefix = format!("{host}.");
+    for entry in fs::read_dir(RUN).doing(what)? {
+        let entry: io::Result<fs::DirEntry> = entry;
+        let entry = entry.doing(what)?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }

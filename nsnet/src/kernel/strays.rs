@@ -13,7 +13,7 @@ use zerocopy::FromZeros as _;
 use super::batch;
 use super::error::{KernelError, Result};
 use super::host::Host;
-use super::maps::gone;
+use super::maps::{all, gone};
 use super::publish::{self, PublishMaps};
 use super::steps::{entry, host_entry};
 use crate::model::drift::{Difference, Stray};
@@ -30,7 +30,7 @@ pub(super) fn find(host: &Host, state: &State, is_whole: bool) -> Result<Vec<(St
         known.networks(host, &mut strays)?;
         known.publishes(host, state, &mut strays)?;
     }
-    known.links(host, &mut strays);
+    known.links(host, &mut strays)?;
     known.interfaces(host, &mut strays)?;
     let is_in = |(stray, place): (Stray, &str)| (stray, Difference::extra("what is in", place));
     Ok(strays.into_iter().map(is_in).collect())
@@ -76,7 +76,9 @@ impl Known {
                 strays.push((Stray::Port(id.0), names::PORTS));
             }
         }
-        for ifindex in maps.uplinks()?.keys().flatten().filter(|ifindex| !self.uplinks.contains(ifindex)) {
+        for ifindex in
+            all(maps.uplinks()?.keys(), names::UPLINKS)?.into_iter().filter(|ifindex| !self.uplinks.contains(ifindex))
+        {
             strays.push((Stray::Uplink(ifindex), names::UPLINKS));
         }
         Ok(())
@@ -98,8 +100,7 @@ impl Known {
 
     fn networks(&self, host: &Host, strays: &mut Strays) -> Result<()> {
         let maps = host.maps();
-        for key in maps.subnets()?.keys() {
-            let Ok(key) = key else { continue };
+        for key in all(maps.subnets()?.keys(), names::SUBNETS)? {
             let ip = IpAddr::from(key.data().0);
             let bits = key.prefix_len().saturating_sub(if ip.is_ipv4() { MAPPED_IPV4_BITS } else { 0 });
             let net = u8::try_from(bits).ok().and_then(|bits| IpNet::new(ip, bits).ok());
@@ -127,17 +128,18 @@ impl Known {
         for place in maps.used_places(&host.maps())?.into_iter().filter(|place| !places.contains(place)) {
             strays.push((Stray::Publish(place), names::PUBLISHES));
         }
-        for (key, bits) in maps.prefixes().into_iter().filter(|prefix| !keys.contains(prefix)) {
+        for (key, bits) in maps.prefixes()?.into_iter().filter(|prefix| !keys.contains(prefix)) {
             let (protocol, ip) = (key.protocol().0, IpAddr::from(key.ip()));
             strays.push((Stray::Published { protocol, ip, port: key.port(), bits }, names::PUBLISHED));
         }
         Ok(())
     }
 
-    fn links(&self, host: &Host, strays: &mut Strays) {
-        for port in host.dataplane.linked_ports().into_iter().filter(|port| !self.ports.contains(port)) {
+    fn links(&self, host: &Host, strays: &mut Strays) -> Result<()> {
+        for port in host.dataplane.linked_ports()?.into_iter().filter(|port| !self.ports.contains(port)) {
             strays.push((Stray::Link(port.0), "links"));
         }
+        Ok(())
     }
 
     /// Only we give interfaces such an index; but what has another kind of name may be somebody's who does it, too.
@@ -146,7 +148,7 @@ impl Known {
             let is_port = PortId::from_ifindex(link.index) != PortId::NONE && link.kind.as_deref() == Some("veth");
             let is_named_so = link.name.starts_with("veth-") && link.name.ends_with("-br");
             if is_port && is_named_so && !self.interfaces.contains(&link.name) {
-                strays.push((Stray::Interface(link.name), "the host"));
+                strays.push((Stray::Interface { index: link.index, name: link.name }, "the host"));
             }
         }
         Ok(())
@@ -155,18 +157,13 @@ impl Known {
 
 /// Removes a leftover.
 pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
-    if let Stray::Interface(name) = stray {
-        return match host.netlink.link(name)? {
-            Some(link) if PortId::from_ifindex(link.index) != PortId::NONE => {
-                host.netlink.delete_link(link.index).map(|_was_there| ())
-            }
-            Some(_) | None => Ok(()),
-        };
+    if let Stray::Interface { index, .. } = stray {
+        return host.netlink.delete_link(*index).map(|_was_there| ());
     }
     if let Stray::Link(port) = stray {
         return host.dataplane.detach(PortId(*port));
     }
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     let maps = host.maps();
@@ -194,6 +191,6 @@ pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
             let key = PublishedKey::new(IpProtocol(*protocol), IpAddress::from(*ip), *port);
             PublishMaps::of(&maps)?.remove_prefix(key, *bits)
         }
-        Stray::Link(_) | Stray::Interface(_) => Ok(()),
+        Stray::Link(_) | Stray::Interface { .. } => Ok(()),
     }
 }

@@ -72,7 +72,7 @@ fn candidates(host: &Host, kept: &HashSet<u32>) -> Result<Vec<Candidate>> {
 /// One that is gone by now, or a dataplane that is not loaded, is a finding of `status` and no reason to fail.
 pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else { return Ok(()) };
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     if !is_attached(host, uplink, &link.name)? {
@@ -85,7 +85,7 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
 
 /// Takes the program off, and removes the entries. Nothing of ours is left on the interface.
 pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         host.maps().remove_uplink(uplink.port(), uplink.ifindex)?;
     }
     take_off(host, uplink)
@@ -93,7 +93,7 @@ pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
 
 fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
     host.dataplane.detach_and_wait(uplink.port())?;
-    let ours = if host.dataplane.is_loaded() { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
+    let ours = if host.dataplane.loaded()? { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
     for filter in host.netlink.bpf_filters(uplink.ifindex)? {
         // The name alone is less certain, but all there is when somebody removed the pins.
         if filter.name == names::FROM_UPLINK && ours.is_none_or(|id| id == filter.program) {

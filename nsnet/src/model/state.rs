@@ -219,6 +219,11 @@ impl Attachment {
 }
 
 impl State {
+    /// Whether nothing is to exist. What tells new objects from old ones does not count.
+    pub fn is_empty(&self) -> bool {
+        Self { generation: 0, publish_epoch: 0, ..self.clone() } == Self::default()
+    }
+
     /// The network `name`.
     pub fn network(&self, name: &Name) -> Result<&Network> {
         match self.networks.get(name) {
@@ -237,12 +242,6 @@ impl State {
         self.cables
             .iter()
             .find(|cable| (cable.a.ns == *one && cable.b.ns == *other) || (cable.a.ns == *other && cable.b.ns == *one))
-    }
-
-    /// Whether somebody in `network` has `ip`.
-    pub fn is_taken(&self, network: &Network, ip: IpAddr) -> bool {
-        network.subnets.iter().any(|subnet| subnet.gateway == ip)
-            || self.attachments.iter().any(|port| port.network == network.name && port.ips.contains(&ip))
     }
 
     /// Whether an interface `name` of ours is in `ns` already.

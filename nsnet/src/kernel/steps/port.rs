@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use nsnet_common::layout::{Port, flags};
 
+use super::Around;
 use super::interface::{check_free, set_addresses, set_ipv6, set_link, taken, with_prefix};
 use crate::kernel::announce::announce;
 use crate::kernel::dataplane::Hook;
@@ -16,11 +17,11 @@ use crate::kernel::netns::NetNs;
 use crate::kernel::veth::VethSpec;
 use crate::model::state::{Attachment, Network};
 
-pub(super) fn check(host: &Host, port: &Attachment) -> Result<()> {
-    let ns = host.member(port.ns.as_str())?;
-    check_free(&host.netlink, &port.outer, port.port())?;
+pub(super) fn check(host: &Host, port: &Attachment, around: &Around<'_>) -> Result<()> {
+    check_free(&host.netlink, &port.outer, port.port(), around)?;
+    let Some(ns) = around.member(host, &port.ns)? else { return Ok(()) };
     match Netlink::inside(&ns)?.link(&port.inner)? {
-        Some(link) if link.peer_index != Some(port.port().ifindex()) => {
+        Some(link) if link.peer_index != Some(port.port().ifindex()) && !around.takes_away(&port.ns, &link) => {
             Err(taken(&format!("{} in namespace {}", port.inner, port.ns)))
         }
         _ => Ok(()),
@@ -35,6 +36,7 @@ pub(super) fn attach(host: &Host, port: &Attachment, network: &Network) -> Resul
         Some(pair) => pair,
         None => {
             host.netlink.delete_link(port.port().ifindex())?;
+            delete_inner(&inside, port)?;
             make_pair(host, &ns, &inside, port, network)?
         }
     };
@@ -74,14 +76,28 @@ fn make_pair(host: &Host, ns: &NetNs, inside: &Netlink, port: &Attachment, netwo
 
 /// Takes away what there is of the port.
 pub(super) fn detach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         host.maps().remove_port(&entry(port, network))?;
         host.dataplane.detach(port.port())?;
         // When nobody can open more.
         host.maps().forget_flows(port.port(), network.id(), &port.ips)?;
     }
     // With the host's end goes the one in the namespace, if that is still there.
-    host.netlink.delete_link(port.port().ifindex()).map(|_was_there| ())
+    if !host.netlink.delete_link(port.port().ifindex())?
+        && let Some(ns) = NetNs::find(port.ns.as_str())?
+    {
+        delete_inner(&Netlink::inside(&ns)?, port)?;
+    }
+    Ok(())
+}
+
+/// Deletes our end in the namespace, whose other end somebody has moved out of the host.
+fn delete_inner(inside: &Netlink, port: &Attachment) -> Result<()> {
+    let is_ours = |link: &Link| link.peer_index == Some(port.port().ifindex()) && link.mac == Some(port.mac.0);
+    match inside.link(&port.inner)?.filter(is_ours) {
+        Some(link) => inside.delete_link(link.index).map(|_was_there| ()),
+        None => Ok(()),
+    }
 }
 
 /// What the dataplane is told of an attached namespace.

@@ -121,6 +121,34 @@ impl Step {
         })
     }
 
+    /// Whether it takes something away, or leads to what is right whatever was before.
+    pub(crate) fn is_removal(&self) -> bool {
+        match self {
+            Self::DeleteNamespace(_)
+            | Self::UnloadDataplane
+            | Self::DeleteUplink(_)
+            | Self::SetPools(..)
+            | Self::DeleteNetwork(_)
+            | Self::SetPolicy(..)
+            | Self::Detach(..)
+            | Self::DeleteCable(_)
+            | Self::DeleteRoute(_)
+            | Self::ReservePorts(_)
+            | Self::DeletePublish(_)
+            | Self::RemoveStray(_) => true,
+            Self::AddNamespace(_)
+            | Self::LoadDataplane
+            | Self::AddUplink(_)
+            | Self::AddNetwork(_)
+            | Self::Attach(..)
+            | Self::AddCable(_)
+            | Self::AddRoute(_)
+            | Self::AddPublish(_)
+            | Self::TellLocals
+            | Self::Repair(_) => false,
+        }
+    }
+
     /// What it is about.
     pub fn object(&self) -> Object {
         match self {
