@@ -77,7 +77,8 @@ fn it_answers_on_loopback_too_if_asked() -> Result<()> {
 
     // Whoever says nothing keeps nobody else waiting, and is sent away.
     let idle: Vec<TcpStream> =
-        bed.lab.within("host", || (0..8).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>())??;
+        bed.lab.within("host", || (0..32).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>())??;
+    assert_eq!(agent.get("/healthz")?.0, 200);
     assert_eq!(get("GET /healthz HTTP/1.0")?.0, 200);
     drop(idle);
     for refused in ["0.0.0.0:9119", "192.168.1.1:9119", "[::]:9119", "9119"] {

@@ -121,6 +121,14 @@ impl Agent {
         Figures::read(body)
     }
 
+    /// How long it has kept a processor busy: utime and stime of proc_pid_stat(5), in hundredths.
+    pub(crate) fn processor_seconds(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+    }
+
     /// Sends it a signal, and waits for its end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> Result<ExitStatus> {
         kill(self.pid(), signal)?;

@@ -118,7 +118,7 @@ fn a_dispute_is_not_a_loop() -> Result<()> {
     let red = bed.at("red");
     let netlink = Netlink::inside(&red.ns)?;
     let (link, address) = (netlink.existing_link(&red.ifname)?.index, "192.168.15.1/24".parse()?);
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), agent.processor_seconds()?);
     let mut repaired = 0;
     while began.elapsed() < 10 * SECOND {
         repaired += u32::from(netlink.remove_address(link, address)?);
@@ -126,8 +126,9 @@ fn a_dispute_is_not_a_loop() -> Result<()> {
     }
     // At once, and after 1, 2 and 4 seconds more.
     ensure!((3..=5).contains(&repaired), "repaired {repaired} times in {:?}", began.elapsed());
-    let busy = agent.figures()?.value("nsnet_agent_run_seconds_total", &[("task", "check")])?;
-    ensure!(busy < 3.0, "{busy} s of 10 were spent comparing");
+    // A tenth of the time for comparing, and a little for all else.
+    let busy = agent.processor_seconds()? - before;
+    ensure!(busy < 2.5, "the processor was busy with it for {busy} s of 10");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use nsnet_common::wire::{IpAddress, IpProtocol};
 use super::agent_bed::{Agent, PATIENCE};
 use super::agent_drift::pins;
 use super::bed::{Bed, DUAL, until};
-use super::outside_bed::{Outside, far, wan};
+use super::outside_bed::{End, Outside, far, wan};
 use super::packet::Packet;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,9 +33,7 @@ fn figures_are_those_of_the_verbs() -> Result<()> {
     }
     assert!(bed.at("c2").reaches(bed.at("c1").v4.into())?);
     // A drop, and a hit that nobody answers.
-    let mut spoofed = Packet::udp(g1.endpoint(false, 4000), SocketAddr::new(far(false), 53), b"?");
-    spoofed.source = "192.168.15.99".parse()?;
-    bed.drops_one(&g1, &spoofed, &[&at_wan], "spoofed-ipv4")?;
+    spoof(&bed, &g1, &at_wan)?;
     at_wan.send(&Packet::udp(at_wan.endpoint(false, 5000), "192.168.1.1:8080".parse()?, b"knock"))?;
     until(SECOND, || Ok(bed.lab.json("publish list")?[0]["hits"] == 1))?;
 
@@ -114,14 +112,26 @@ fn figures_are_those_of_the_verbs() -> Result<()> {
     Ok(())
 }
 
+/// Has a packet dropped.
+fn spoof(bed: &Outside, from: &End, to: &End) -> Result<()> {
+    let mut spoofed = Packet::udp(from.endpoint(false, 4000), SocketAddr::new(far(false), 53), b"?");
+    spoofed.source = "192.168.15.99".parse()?;
+    bed.drops_one(from, &spoofed, &[to], "spoofed-ipv4")
+}
+
 /// docs/agent.md names every figure there is, and none that there is not.
 #[test]
 fn every_figure_is_documented() -> Result<()> {
-    let bed = Outside::with("--timeout udp=1", &["c1"], &[])?;
+    let bed = Outside::with("--timeout udp=1", &["c1"], &["g1"])?;
     bed.lab.nsnet("publish add @c1 8080:80")?;
     let agent = Agent::start(&bed.lab, "--interval 1")?;
+    // A flow that ends, one that lives, and a drop.
     let echo = bed.at("wan").run(|| UdpEcho::start(SocketAddr::new(wan(false), 0)))?;
     bed.at("c1").run(|| udp::exchange(echo.addr(), 20, 1, SECOND))?;
+    let listener = bed.at("wan").run(|| Ok(TcpListener::bind((wan(false), 0))?))?;
+    let address = listener.local_addr()?;
+    let _lives = bed.at("c1").run(|| Ok(TcpStream::connect(address)?))?;
+    spoof(&bed, &bed.end("g1")?, &bed.end("wan")?)?;
     // Once there was something to sweep, there is a value of each.
     let swept = || agent.figures()?.find("nsnet_agent_swept_total", &[("table", "flows4")]);
     until(PATIENCE, || Ok(swept()?.is_some()))?;

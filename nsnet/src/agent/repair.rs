@@ -14,7 +14,7 @@ use super::work::members;
 use crate::kernel::host::Host;
 use crate::kernel::mounts::is_bpffs;
 use crate::kernel::observe::{self, Scope};
-use crate::kernel::store::{BPFFS, Store};
+use crate::kernel::store::BPFFS;
 use crate::model::drift::{Drift, Object};
 use crate::model::name::Name;
 
@@ -117,24 +117,19 @@ impl Checker {
     /// What differs; `None` while a verb is under way.
     fn compare(&self, host: &Host, checked: &mut Checked) -> Result<Option<Vec<Drift>>> {
         let before = host.record()?;
-        if !before.under_way.is_empty() {
-            let Some(held) = Store::locked_if_free(&host.key)? else { return Ok(None) };
-            // Whoever was at it holds the lock, or has come to an end meanwhile; else it was killed.
-            let is_cut_off = !held.load()?.under_way.is_empty();
-            drop(held);
-            match self.on_drift {
-                _ if !is_cut_off => return Ok(None),
-                OnDrift::Report => {
-                    checked.drift.push("a verb was cut off; the next one takes back what it did".to_owned());
+        let is_half = !before.under_way.is_empty();
+        match host.disorder()? {
+            // Whoever is at it has the lock, or has come to its end meanwhile.
+            None if is_half => return Ok(None),
+            None => {}
+            Some(_) if is_half && self.on_drift == OnDrift::Repair => {
+                // Any change takes back what a verb did that was cut off.
+                if host.change_if_free(|_state| Ok(()), |_state, ()| Scope::Nothing)?.is_some() {
+                    checked.repaired.push("what a verb did that was cut off: it is taken back".to_owned());
                 }
-                OnDrift::Repair => {
-                    // Any change takes it back.
-                    if host.change_if_free(|_state| Ok(()), |_state, ()| Scope::Nothing)?.is_some() {
-                        checked.repaired.push("what a verb did that was cut off: it is taken back".to_owned());
-                    }
-                    return Ok(None);
-                }
+                return Ok(None);
             }
+            Some(disorder) => checked.drift.push(format!("state: {disorder}")),
         }
         let drift = observe::drift(host, &before.state, &Scope::Everything)?;
         Ok((host.record()? == before).then_some(drift))
