@@ -66,6 +66,7 @@ impl Follower {
             let look = |state: &State, (): &()| Scope::these(state.uplinks.iter().map(Object::uplink));
             let change = host.change_if_free(edit, look)?;
             match change {
+                Some(change) if change.steps.is_empty() => {}
                 Some(change) => followed.news.extend(news(&change.old.uplinks, &change.new.uplinks)),
                 None => followed.is_busy = true,
             }
