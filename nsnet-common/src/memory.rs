@@ -14,6 +14,9 @@ use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol, Mac};
 
+/// When a frame was dropped, where it came in, and its bytes.
+type LastFrame = (u64, PortId, Vec<u8>);
+
 /// Every table of the dataplane, and a clock that stands still until told otherwise.
 #[derive(Default)]
 pub struct MemoryTables {
@@ -38,7 +41,7 @@ pub struct MemoryTables {
     /// Counters of each port and reason.
     pub drops: RefCell<BTreeMap<(PortId, u16), Traffic>>,
     /// The last frame that was dropped for each reason: when, where, its bytes.
-    pub last_drops: RefCell<BTreeMap<u16, (u64, PortId, Vec<u8>)>>,
+    pub last_drops: RefCell<BTreeMap<u16, LastFrame>>,
     /// What is captured, see [`capture_modes`](crate::layout::capture_modes).
     pub capture_modes: Cell<u32>,
     /// As the dataplane has it for each CPU.

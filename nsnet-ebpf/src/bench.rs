@@ -24,6 +24,7 @@ const V6_WORDS: usize = 31;
 
 /// Writes the next frame of the series and hands it to the stack. Run by BPF_PROG_TEST_RUN with live frames.
 #[xdp]
+#[expect(clippy::needless_pass_by_value, reason = "the macro's function hands its context over")]
 pub(crate) fn generate(ctx: XdpContext) -> u32 {
     let Some(template) = TEMPLATE.get(0) else { return xdp_action::XDP_ABORTED };
     let number = count(&NEXT);
@@ -61,6 +62,7 @@ fn write<const WORDS: usize>(ctx: &XdpContext, template: &Template, l4: Option<[
 
 /// Counts UDP datagrams, and drops them.
 #[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the macro's function hands its context over")]
 pub(crate) fn sink(ctx: TcContext) -> i32 {
     if udp(&ctx).is_none() {
         return TC_ACT_UNSPEC;

@@ -19,7 +19,7 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal
+//!   networks   apart, opened and internal              bench      a very short run of it
 //!
 //!   agent_bed  an agent, and what it answers
 //!   agent      how it lives and dies                    agent_follow   addresses and uplinks that change
@@ -33,6 +33,7 @@ mod agent_drift;
 mod agent_figures;
 mod agent_follow;
 mod bed;
+mod bench;
 mod crash;
 mod ct;
 mod cut_off;

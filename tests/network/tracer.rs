@@ -56,14 +56,11 @@ pub(crate) enum Fault {
 pub(crate) struct Run {
     /// The exit code; `None` when it was killed.
     pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
     pub(crate) stderr: String,
     /// The calls up to its end.
     pub(crate) calls: Vec<Call>,
     /// Whether it came to the call with the fault.
     pub(crate) was_hit: bool,
-    /// When it exited by itself: how many files it had open, and its largest size in memory in kB.
-    pub(crate) at_exit: Option<(usize, u64)>,
 }
 
 /// Runs `command`, with a fault at one call of an earlier run.
@@ -81,11 +78,10 @@ pub(crate) fn run(command: &mut Command, fault: Option<(&Call, Fault)>) -> Resul
         opening: BTreeMap::new(),
         families: BTreeMap::new(),
         was_hit: false,
-        at_exit: None,
     };
     let code = tracer.follow()?;
-    let (stdout, stderr) = outputs(&mut child)?;
-    Ok(Run { code, stdout, stderr, calls: tracer.calls, was_hit: tracer.was_hit, at_exit: tracer.at_exit })
+    let (_stdout, stderr) = outputs(&mut child)?;
+    Ok(Run { code, stderr, calls: tracer.calls, was_hit: tracer.was_hit })
 }
 
 fn outputs(child: &mut Child) -> Result<(String, String)> {
@@ -108,7 +104,6 @@ struct Tracer<'a> {
     opening: BTreeMap<Pid, u64>,
     families: BTreeMap<u64, u64>,
     was_hit: bool,
-    at_exit: Option<(usize, u64)>,
 }
 
 impl Tracer<'_> {
@@ -129,12 +124,7 @@ impl Tracer<'_> {
                     self.at_syscall(pid)?;
                     go_on(pid, None)?;
                 }
-                WaitStatus::PtraceEvent(pid, _, event) => {
-                    if pid == self.main && event == libc::PTRACE_EVENT_EXIT {
-                        self.at_exit = look_at(pid);
-                    }
-                    go_on(pid, None)?;
-                }
+                WaitStatus::PtraceEvent(pid, ..) => go_on(pid, None)?,
                 // A new thread begins so.
                 WaitStatus::Stopped(pid, Signal::SIGSTOP) if self.known.insert(pid) => go_on(pid, None)?,
                 WaitStatus::Stopped(pid, signal) => go_on(pid, Some(signal))?,
@@ -207,14 +197,6 @@ fn go_on(pid: Pid, signal: Option<Signal>) -> Result<()> {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => bail!("let {pid} go on: {errno}"),
     }
-}
-
-/// Files that it has open, and the most memory that it had (VmHWM, in kB).
-fn look_at(pid: Pid) -> Option<(usize, u64)> {
-    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some((files, peak.trim().trim_end_matches(" kB").parse().ok()?))
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -98,7 +98,7 @@ fn write(skb: *mut __sk_buff) -> Option<*mut Event> {
     } else if wanted <= ROOMS[2] {
         ROOMS[2]
     } else {
-        MAX_SNAPLEN as u64
+        u64::from(MAX_SNAPLEN)
     };
     // In bits, and by hand: the verifier looks at the number that is passed on, and the compiler would compare another one
     // that it knows to be equal.

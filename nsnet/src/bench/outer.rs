@@ -29,7 +29,16 @@ pub(super) fn tools(load: Load) -> &'static [&'static str] {
     match load {
         Load::Iperf1 | Load::Iperf4 => &[tool::IPERF3],
         Load::HttpKeepAlive | Load::HttpClose => &[tool::NGINX, tool::WRK],
-        _ => &[],
+        Load::Tcp
+        | Load::Udp64
+        | Load::Udp64Polled
+        | Load::RoundTrips
+        | Load::Connections
+        | Load::Injected64
+        | Load::Injected512
+        | Load::Injected1400
+        | Load::NewFlows
+        | Load::ArpRequests => &[],
     }
 }
 
@@ -49,10 +58,8 @@ impl Served {
         let (sender, receiver, to) = site.ends(task.way)?;
         // Apart from the ports of the lab's loads, on which connections may still be closing.
         let port = port(task.way, peer) + 10;
-        let server = match task.load {
-            Load::HttpKeepAlive | Load::HttpClose => Some(nginx(&receiver, port, cpus)?),
-            _ => None,
-        };
+        let is_http = matches!(task.load, Load::HttpKeepAlive | Load::HttpClose);
+        let server = if is_http { Some(nginx(&receiver, port, cpus)?) } else { None };
         Ok(Served { load: task.load, sender, receiver, to, port, _server: server })
     }
 
@@ -63,7 +70,19 @@ impl Served {
             Load::Iperf1 => self.iperf(1, seconds, cpus)?,
             Load::Iperf4 => self.iperf(4, seconds, cpus)?,
             Load::HttpKeepAlive => self.wrk("", seconds, cpus)?,
-            _ => self.wrk("-H Connection:close", seconds, cpus)?,
+            Load::HttpClose => self.wrk("-H Connection:close", seconds, cpus)?,
+            Load::Tcp
+            | Load::Udp64
+            | Load::Udp64Polled
+            | Load::RoundTrips
+            | Load::Connections
+            | Load::Injected64
+            | Load::Injected512
+            | Load::Injected1400
+            | Load::NewFlows
+            | Load::ArpRequests => {
+                bail!("{:?} has no program of its own", self.load)
+            }
         };
         Ok(Sample { rate, ..Sample::default() })
     }

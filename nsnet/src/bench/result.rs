@@ -308,9 +308,12 @@ impl Load {
     pub fn show(self, rate: f64) -> String {
         match self {
             Load::Tcp | Load::Iperf1 | Load::Iperf4 => format!("{:.2} Gbit/s", rate * 8.0 / 1e9),
-            Load::RoundTrips => format!("{:.1} k/s", rate / 1e3),
-            Load::Connections | Load::HttpKeepAlive | Load::HttpClose => format!("{:.1} k/s", rate / 1e3),
-            Load::NewFlows | Load::ArpRequests => format!("{:.1} k/s", rate / 1e3),
+            Load::RoundTrips
+            | Load::Connections
+            | Load::HttpKeepAlive
+            | Load::HttpClose
+            | Load::NewFlows
+            | Load::ArpRequests => format!("{:.1} k/s", rate / 1e3),
             Load::Udp64 | Load::Udp64Polled | Load::Injected64 | Load::Injected512 | Load::Injected1400 => {
                 format!("{:.1} kpps", rate / 1e3)
             }
@@ -320,10 +323,20 @@ impl Load {
     /// Whether a unit is a packet, so that nanoseconds for each say something.
     pub fn is_packets(self) -> bool {
         match self {
-            Load::Udp64 | Load::Udp64Polled | Load::Injected64 | Load::Injected512 | Load::Injected1400 => true,
-            Load::NewFlows | Load::ArpRequests => true,
-            Load::Tcp | Load::RoundTrips | Load::Connections | Load::Iperf1 | Load::Iperf4 => false,
-            Load::HttpKeepAlive | Load::HttpClose => false,
+            Load::Udp64
+            | Load::Udp64Polled
+            | Load::Injected64
+            | Load::Injected512
+            | Load::Injected1400
+            | Load::NewFlows
+            | Load::ArpRequests => true,
+            Load::Tcp
+            | Load::RoundTrips
+            | Load::Connections
+            | Load::Iperf1
+            | Load::Iperf4
+            | Load::HttpKeepAlive
+            | Load::HttpClose => false,
         }
     }
 }

@@ -112,12 +112,11 @@ pub(super) fn measure(
 /// Makes a peer's way ready: sinks at both ends, and its flows established.
 fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Filled<'a>> {
     let injection = site.injection(what.way)?;
-    let (length, template) = match what.load {
-        Load::ArpRequests => (ARP_LENGTH, inject::arp_requests(&injection)),
-        load => {
-            let series = series(what, length(load));
-            (series.length, inject::datagrams(&injection, series))
-        }
+    let (length, template) = if what.load == Load::ArpRequests {
+        (ARP_LENGTH, inject::arp_requests(&injection))
+    } else {
+        let series = series(what, length(what.load));
+        (series.length, inject::datagrams(&injection, series))
     };
     let mut links = vec![injector.attach(SINK, &injection.back)?];
     if !matches!(what.load, Load::NewFlows | Load::ArpRequests) {
@@ -135,10 +134,12 @@ fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Fill
 }
 
 fn length(load: Load) -> usize {
-    match load {
-        Load::Injected512 => 512,
-        Load::Injected1400 => 1400,
-        _ => 64,
+    if load == Load::Injected512 {
+        512
+    } else if load == Load::Injected1400 {
+        1400
+    } else {
+        64
     }
 }
 

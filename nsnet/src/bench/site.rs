@@ -304,7 +304,14 @@ fn bridged(peer: Peer, size: Size) -> Result<Site> {
         Peer::DockerNft => drop(tool::feed(&host, tool::IPTABLES_NFT, &rules.docker())?),
         Peer::DockerLegacy => drop(tool::feed(&host, tool::IPTABLES_LEGACY, &rules.docker())?),
         Peer::NftMaps => drop(tool::feed(&host, "nft -f -", &rules.nft())?),
-        _ => {}
+        Peer::Direct
+        | Peer::DirectAgain
+        | Peer::Bridge
+        | Peer::Macvlan
+        | Peer::Routed
+        | Peer::Proxy
+        | Peer::Nsnet
+        | Peer::NsnetRedirect => {}
     }
     let (published_in, published_memory) = publishing.end()?;
     let _proxy = if peer == Peer::Proxy { Some(Proxy::start(&host, net.blue, ports(size.published))?) } else { None };

@@ -71,7 +71,14 @@ fn workload(load: Load) -> Option<Workload> {
         Load::Udp64Polled => Some(Workload::UdpPolled),
         Load::RoundTrips => Some(Workload::RoundTrips),
         Load::Connections => Some(Workload::Connections),
-        Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose => None,
-        Load::Injected64 | Load::Injected512 | Load::Injected1400 | Load::NewFlows | Load::ArpRequests => None,
+        Load::Iperf1
+        | Load::Iperf4
+        | Load::HttpKeepAlive
+        | Load::HttpClose
+        | Load::Injected64
+        | Load::Injected512
+        | Load::Injected1400
+        | Load::NewFlows
+        | Load::ArpRequests => None,
     }
 }

@@ -21,6 +21,7 @@ use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::{sockets, stages};
 
@@ -85,7 +86,7 @@ impl Dataplane {
     /// The pins that are not there, below the host's folder.
     pub fn missing_pins(&self) -> Result<Vec<String>> {
         let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
-        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{}", names::pin(name)));
         let mut missing = Vec::new();
         for pin in programs.chain(maps) {
             if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
@@ -245,8 +246,14 @@ impl Dataplane {
     /// Whether our program is on `interface` now, as the kernel tells it.
     pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         if !features.tcx {
-            // The kernel has no query for clsact filters by program; the filter lives as long as the interface.
-            return Ok(true);
+            let netlink = Netlink::inside(&NetNs::current()?)?;
+            let Some(link) = netlink.link(interface)? else { return Ok(false) };
+            let ours = self.program_id(hook.program())?;
+            let filters = match hook {
+                Hook::Namespace | Hook::Uplink => netlink.bpf_filters(link.index)?,
+                Hook::Host => netlink.bpf_filters_at_egress(link.index)?,
+            };
+            return Ok(filters.iter().any(|filter| filter.program == ours));
         }
         if PinnedLink::from_pin(self.link_path(port)).is_err() {
             return Ok(false);

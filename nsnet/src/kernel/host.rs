@@ -177,7 +177,7 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.change_in(Store::locked(&self.key, self.on_note)?, edit, look)
+        self.change_in(&Store::locked(&self.key, self.on_note)?, edit, look)
     }
 
     /// The same without waiting: `None` when another verb is under way, and nothing was done.
@@ -187,26 +187,26 @@ impl Host {
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
         match Store::locked_if_free(&self.key)? {
-            Some(store) => self.change_in(store, edit, look).map(Some),
+            Some(store) => self.change_in(&store, edit, look).map(Some),
             None => Ok(None),
         }
     }
 
     fn change_in<T>(
         &self,
-        store: Store,
+        store: &Store,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
         let _whole = Uninterrupted::begin()?;
-        let old = self.settled(&store)?;
+        let old = self.settled(store)?;
         let change = self.prepare(old, edit, look)?;
         self.check(&change.steps)?;
         if !change.new.is_empty() {
             self.mark();
         }
         if !change.steps.is_empty() {
-            self.replace(&store, &change.old, &change.new, &change.steps)?;
+            self.replace(store, &change.old, &change.new, &change.steps)?;
         } else if change.new != change.old {
             store.save(&change.new)?;
         }
@@ -272,14 +272,14 @@ impl Host {
     fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step]) -> Result<()> {
         store.begin(old, new, steps)?;
         let mut begun = 0;
-        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).or_else(|error| {
+        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).map_err(|error| {
             // The step that failed may be half done; undoing it is harmless.
             let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
-            Err(match undone {
+            match undone {
                 Ok(()) => error,
                 Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
                     .with_remedy("the next verb tries again"),
-            })
+            }
         });
         self.deleted.take();
         outcome

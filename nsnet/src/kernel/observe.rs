@@ -75,7 +75,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
     for name in state.namespaces.keys() {
         look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
-    look.at(Object::Dataplane, |look| look.dataplane(state, missing))?;
+    look.at(Object::Dataplane, |look| look.dataplane(state, &missing))?;
     look.at_host(state)?;
     for network in state.networks.values() {
         look.at(Object::network(network), |look| look.network(network))?;
@@ -173,7 +173,7 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn dataplane(&self, state: &State, missing: Vec<String>) -> Result<Vec<Difference>> {
+    fn dataplane(&self, state: &State, missing: &[String]) -> Result<Vec<Difference>> {
         if state.networks.is_empty() {
             // Without any state, it is the file that is missing ([`Host::disorder`]).
             let is_there = !state.is_empty() && self.host.dataplane.loaded()?;
@@ -264,7 +264,7 @@ impl Look<'_> {
         for (ip, owner) in maps.owners(should.network(), &expected.addresses)? {
             match owner {
                 Some(owner) => {
-                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0))
+                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0));
                 }
                 None => found.push(Difference::lacks("entry of address", ip)),
             }

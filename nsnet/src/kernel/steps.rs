@@ -133,20 +133,25 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
         Step::DeletePublish(publish) => publish::delete(host, publish),
         Step::TellLocals => sockets::refresh_locals(host).map(|_was_stale| ()),
         Step::RemoveStray(stray) => strays::remove(host, stray),
-        Step::Repair(step) => match step.as_ref() {
-            Step::AddRoute(route) => repair_route(host, route),
-            other => carry_out(host, other),
-        },
+        Step::Repair(step) => {
+            if let Step::AddRoute(route) = step.as_ref() {
+                return repair_route(host, route);
+            }
+            carry_out(host, step)
+        }
     }
 }
 
 /// Does a step that undoes another. What belongs to a namespace that is gone cannot come back, which `status` tells.
 pub(crate) fn bring_back(host: &Host, step: &Step) -> Result<()> {
-    let in_namespaces: &[&Name] = match step {
-        Step::Attach(port, _) => &[&port.ns],
-        Step::AddRoute(route) => &[&route.ns],
-        Step::AddCable(cable) => &[&cable.a.ns, &cable.b.ns],
-        _ => &[],
+    let in_namespaces: &[&Name] = if let Step::Attach(port, _) = step {
+        &[&port.ns]
+    } else if let Step::AddRoute(route) = step {
+        &[&route.ns]
+    } else if let Step::AddCable(cable) = step {
+        &[&cable.a.ns, &cable.b.ns]
+    } else {
+        &[]
     };
     for name in in_namespaces {
         if NetNs::find(name.as_str())?.is_none() {

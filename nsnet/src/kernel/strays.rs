@@ -58,12 +58,16 @@ impl Known {
             state.networks.values().flat_map(|network| [network.name.to_string(), unused_end(&network.name)]);
         let of_ports = state.attachments.iter().map(|port| port.outer.clone());
         Self {
-            ports: entries.iter().map(|entry| entry.port.id()).chain(state.uplinks.iter().map(|u| u.port())).collect(),
-            networks: state.networks.values().map(|network| network.id()).collect(),
+            ports: entries
+                .iter()
+                .map(|entry| entry.port.id())
+                .chain(state.uplinks.iter().map(super::super::model::uplink::Uplink::port))
+                .collect(),
+            networks: state.networks.values().map(super::super::model::state::Network::id).collect(),
             subnets: state.networks.values().flat_map(|network| &network.subnets).map(|subnet| subnet.net).collect(),
             uplinks: state.uplinks.iter().map(|uplink| uplink.ifindex).collect(),
-            addresses: entries.iter().flat_map(|entry| entry.address_keys()).collect(),
-            stations: entries.iter().filter_map(|entry| entry.station()).collect(),
+            addresses: entries.iter().flat_map(super::members::PortEntry::address_keys).collect(),
+            stations: entries.iter().filter_map(super::members::PortEntry::station).collect(),
             interfaces: of_networks.chain(of_ports).collect(),
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! **Blocks are short and many**, rather than long and few: the closer the variants stand together, the more of what the
 //! machine does meanwhile they share. So that a slot of some 40 ms measures the path and not its setting up, every
-//! path's sockets are open and its two threads waiting the whole time ([`super::lane`]).
+//! path's sockets are open and its two threads waiting the whole time (`lane.rs`).
 //!
 //! **A sleeping receiver is part of what is measured.** Whoever sends a datagram to a receiver that sleeps pays for
 //! waking it up, by an interrupt to another CPU, which on a virtual machine costs as much as the path itself. How

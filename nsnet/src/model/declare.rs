@@ -20,6 +20,9 @@ use super::spec::Spec;
 use super::state::{Attachment, Network, Route, State};
 use super::{Refusal, Result, ipam, refuse};
 
+/// The next hops of the default routes of one family (`true`: IPv4) in a namespace; none for those by an interface.
+type NextHops<'a> = dyn Fn(&Name, bool) -> Result<Vec<Option<IpAddr>>> + 'a;
+
 /// What a declaration has to know of the host.
 pub struct Surroundings<'a> {
     /// The MTU of networks for which none is asked for.
@@ -27,7 +30,7 @@ pub struct Surroundings<'a> {
     /// Whether there is such a namespace; a refusal when it is the host's own.
     pub has_namespace: &'a dyn Fn(&Name) -> Result<bool>,
     /// The next hops of the default routes of one family (`true`: IPv4) that a namespace has.
-    pub default_routes: &'a dyn Fn(&Name, bool) -> Result<Vec<Option<IpAddr>>>,
+    pub default_routes: &'a NextHops<'a>,
     /// What publishing has to know.
     pub ports: &'a HostPorts<'a>,
 }

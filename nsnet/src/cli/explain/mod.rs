@@ -112,8 +112,7 @@ impl std::str::FromStr for Sender {
             ("host", _) => Ok(Self::Host),
             ("uplink", _) => Ok(Self::Outside(None)),
             (_, Some(("uplink", interface))) => Ok(Self::Outside(Some(interface.to_owned()))),
-            (_, Some(("ns", namespace))) => name(namespace),
-            (namespace, _) => name(namespace),
+            (_, Some(("ns", namespace))) | (namespace, _) => name(namespace),
         }
     }
 }

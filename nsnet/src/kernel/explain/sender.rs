@@ -90,7 +90,7 @@ pub fn from_namespace(
         let why = format!("its route to {} is by {}, which leads into no network", wish.destination.ip, link.name);
         return Err(KernelError::refused(what(), why));
     };
-    let id = state.networks.get(&port.network).map_or(NetworkId::OUTSIDE, |network| network.id());
+    let id = state.networks.get(&port.network).map_or(NetworkId::OUTSIDE, crate::model::state::Network::id);
     let own = || port.ips.iter().copied().find(|ip| ip.is_ipv4() == wish.destination.ip.is_ipv4());
     let source = wish.source.map(|source| source.ip).or(way.source).or_else(own);
     let source = source.ok_or_else(|| {

@@ -89,7 +89,7 @@ impl Joiner {
         let slot = self.waiting.get_mut(at)?;
         match std::mem::replace(slot, Waiting::Unwanted) {
             Waiting::Before(shown) => Some((at, *shown)),
-            other => {
+            other @ (Waiting::Unwanted | Waiting::Ready(_)) => {
                 *slot = other;
                 None
             }

@@ -74,7 +74,7 @@ impl Fragment {
     /// The offset in bytes; with a `+` behind it when more follow.
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
         let (number, more) = text.strip_suffix('+').map_or((text, false), |number| (number, true));
-        let offset = number.parse().ok().filter(|offset: &u16| offset % 8 == 0 && (*offset > 0 || more));
+        let offset = number.parse().ok().filter(|offset: &u16| offset.is_multiple_of(8) && (*offset > 0 || more));
         let offset =
             offset.ok_or("say the offset in bytes, a multiple of 8, with + behind it when more follow: 0+, 1480")?;
         Ok(Self { offset, more })
@@ -258,7 +258,7 @@ impl Packet {
         let length = self.header(ends.source.0.is_ipv4()) + body.len();
         let header = match (ends.source.0, ends.destination.0) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let flags = u16::from(self.whole) << 14 | u16::from(more) << 13 | offset / 8;
+                let flags = u16::from(self.whole) << 14 | u16::from(more) << 13 | (offset / 8);
                 let words = [length as u16, self.id, flags].map(u16::to_be_bytes).concat();
                 let mut header = [&[0x45, 0][..], &words, &[self.ttl, protocol.0, 0, 0]].concat();
                 header.extend(source.octets());
