@@ -236,7 +236,7 @@ impl Agent {
                             self.say(&format!("gateway {gateway} behind {uplink} does not answer"));
                         }
                         (Some(false), Some(true)) => {
-                            self.say(&format!("gateway {gateway} behind {uplink} answers again"))
+                            self.say(&format!("gateway {gateway} behind {uplink} answers again"));
                         }
                         _ => {}
                     }

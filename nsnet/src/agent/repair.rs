@@ -174,9 +174,8 @@ fn ours(drift: &[Drift]) -> Vec<Object> {
     // A mount of ours might be seen by nobody else: systemd gives services mount namespaces of their own.
     let can_load = || is_bpffs(Path::new(BPFFS)).unwrap_or(false);
     let is_ours = |object: &&Object| match object {
-        Object::Namespace(_) | Object::OfHost(_) => false,
-        // The follower's, who does not only repair them.
-        Object::Uplink(_) | Object::Locals => false,
+        // Uplinks and the host's addresses are the follower's, who does not only repair them.
+        Object::Namespace(_) | Object::OfHost(_) | Object::Uplink(_) | Object::Locals => false,
         Object::Dataplane => can_load(),
         Object::Attachment { ns, .. } | Object::Route { ns, .. } | Object::Publish { ns, .. } => !gone.contains(ns),
         Object::Cable { a, b } => !gone.contains(a) && !gone.contains(b),
