@@ -29,14 +29,23 @@
 //!   networks   apart, opened and internal              bench      a very short run of it
 //!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
 //!   examples   those that are shipped                   crowd      hundreds at once
+//!
+//!   agent_bed  an agent, and what it answers
+//!   agent      how it lives and dies                    agent_follow   addresses and uplinks that change
+//!   agent_drift  what it repairs, and what it only says  agent_figures  what it counts, and sweeps
 //! ```
 
 mod addresses;
+mod agent;
+mod agent_bed;
+mod agent_drift;
+mod agent_figures;
+mod agent_follow;
 mod bed;
 mod behind;
 mod bench;
-mod capture;
 mod boot;
+mod capture;
 mod churn;
 mod crash;
 mod crowd;

@@ -87,7 +87,7 @@ impl Dataplane {
     /// The pins that are not there, below the host's folder.
     pub fn missing_pins(&self) -> Result<Vec<String>> {
         let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
-        let maps = names::MAPS.iter().map(|name| format!("maps/{}", names::pin(name)));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
         let mut missing = Vec::new();
         for pin in programs.chain(maps) {
             if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {

@@ -19,7 +19,7 @@ use super::reserved;
 use super::signals::Uninterrupted;
 use super::sockets;
 use super::steps::{self, Around};
-use super::store::{self, BPFFS, Record, Store};
+use super::store::{BPFFS, Record, Store};
 use super::uplink;
 use crate::model::drift::Drift;
 use crate::model::name::Name;
