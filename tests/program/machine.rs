@@ -403,7 +403,7 @@ impl Machine {
     /// How many frames of a port were dropped for this reason.
     pub(crate) fn dropped(&self, port: PortId, reason: DropReason) -> Result<u64> {
         match self.drops.get(&DropKey { port, reason: reason.code() }, 0) {
-            Ok(cpus) => Ok(cpus.iter().map(|traffic| traffic.packets).sum()),
+            Ok(cpus) => Ok(cpus.iter().map(|dropped| dropped.traffic.packets).sum()),
             Err(MapError::KeyNotFound) => Ok(0),
             Err(error) => Err(error.into()),
         }
