@@ -3,11 +3,14 @@
 //! It reports everything and fails only when something has doubled: machines differ, and so do their days. Time is
 //! taken as a ratio to a program that does nothing, run in turn with ours: both suffer alike.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::SchedClassifier;
 use nsnet::lab::stats::median;
 use nsnet_common::bench::NOTHING;
 use nsnet_common::cases::check;
+use nsnet_common::cases::world::{BLUE, HOST, RED, tables};
 use nsnet_common::cases::{Hook, all, sequences};
 use nsnet_common::layout::PortId;
 use nsnet_common::memory::MemoryTables;
@@ -15,7 +18,9 @@ use nsnet_common::packet::Buffer;
 use nsnet_tests::scratch::in_new_namespace;
 
 use crate::clock::steady;
+use crate::line::{Far, Line, Pair, Sent};
 use crate::machine::{Machine, is_taken};
+use crate::table::REDIRECT;
 
 /// How much more is a regression.
 const GROSS: f64 = 2.0;
@@ -122,6 +127,55 @@ fn the_verifier_walks_no_more_than_twice_as_far() -> Result<()> {
         Ok(())
     })
 }
+
+/// What a packet costs that is one of many flows': how much of it is that its flow's entry is in no cache, and how much
+/// that it is the first of its flow in a second, which looks at the way anew.
+#[test]
+fn many_flows_cost_little_more_than_one() -> Result<()> {
+    const PORTS: u16 = 1_000;
+    const SERVERS: u16 = 30;
+    in_new_namespace(|| {
+        let mut machine = Machine::new(true)?;
+        machine.fill(&tables(steady()?))?;
+        let mut ebpf = nsnet::bench::nothing()?;
+        let nothing: &mut SchedClassifier = ebpf.program_mut(NOTHING).context("no such program")?.try_into()?;
+        let nothing = machine.times(Hook::Namespace, RED.id, &RED.udp4(&BLUE).finish(), nothing, RUNS)?;
+        let nothing = median(&nothing.iter().map(|(_, time)| *time as f64).collect::<Vec<_>>()).context("no runs")?;
+        let machine = &machine;
+        let mut line = Line::new(machine, &RED, &HOST, false, false);
+        let pairs: Vec<Pair> = (0..SERVERS)
+            .flat_map(|server| (0..PORTS).map(move |port| Pair { near: 40_000 + port, far: (SERVER, 53 + 1000 * server) }))
+            .collect();
+        for pair in &pairs {
+            ensure!(line.open(*pair)? == Sent::As(pair.near), "{pair:?}");
+        }
+        let frames: Vec<Vec<u8>> = pairs.iter().map(|pair| line.frame(*pair)).collect();
+        let mut room = [0; 256];
+        let mut round = |frames: &mut dyn Iterator<Item = &Vec<u8>>| -> Result<f64> {
+            let mut times = Vec::new();
+            for frame in frames {
+                let seen = machine.run_into(Hook::Namespace, RED.id, frame, 0, &mut room)?;
+                ensure!(seen.action == REDIRECT, "{frame:02x?}");
+                times.push(seen.time.as_nanos() as f64);
+            }
+            median(&times).context("no runs")
+        };
+        for turn in 0..3 {
+            std::thread::sleep(Duration::from_millis(1_000));
+            std::thread::sleep(Duration::from_nanos(1_050_000_000 - crate::clock::monotonic()? % 1_000_000_000));
+            let t = std::time::Instant::now();
+            let refreshed = round(&mut frames.iter().step_by(2))?;
+            let many = round(&mut frames.iter().step_by(2))?;
+            let few = round(&mut frames[..100].iter().cycle().take(10_000))?;
+            let hot = round(&mut frames[..1].iter().cycle().take(10_000))?;
+            println!("{turn}: nothing {nothing} ns, one flow {hot} ns, 100 flows {few} ns, {} flows {many} ns, refreshed {refreshed} ns; {:?}", pairs.len(), t.elapsed());
+        }
+        Ok(())
+    })
+}
+
+/// Somebody afar, and nothing behind it.
+const SERVER: Far = [198, 51, 100, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 type Found = (MemoryTables, Hook, PortId, Vec<u8>);
 

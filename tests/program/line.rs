@@ -1,5 +1,7 @@
 //! Conversations by the million: frames that are built once, and then only given other addresses and ports.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use nsnet_common::cases::Hook;
 use nsnet_common::cases::frame::Frame;
@@ -7,7 +9,7 @@ use nsnet_common::cases::world::{End, ROUTER_MAC, UPLINK};
 use nsnet_common::checksum::Delta;
 use nsnet_common::wire::IpProtocol;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Seen};
 use crate::table::REDIRECT;
 
 const SYN: u8 = 2;
@@ -78,6 +80,8 @@ pub(crate) struct Line<'a> {
     out: [Stamp; 2],
     back: Stamp,
     room: Vec<u8>,
+    /// That the last packet's run took.
+    pub(crate) time: Duration,
 }
 
 /// What became of a packet.
@@ -111,6 +115,7 @@ impl<'a> Line<'a> {
                 .map(|(flags, numbers)| stamp(end.to(gateway), near, nobody, flags, numbers)),
             back: stamp(Frame::new(ROUTER_MAC, UPLINK.mac), nobody, host, SYN | ACK, (9000, 101)),
             room: vec![0; 256],
+            time: Duration::ZERO,
         }
     }
 
@@ -122,13 +127,23 @@ impl<'a> Line<'a> {
         if self.v6 { self.end.ipv6.to_vec() } else { self.end.ipv4.to_vec() }
     }
 
+    /// One of the packets after the first, as the namespace sends it.
+    pub(crate) fn frame(&mut self, pair: Pair) -> Vec<u8> {
+        let (near, far) = (self.near(), self.far(&pair.far.0));
+        let stamp = &mut self.out[1];
+        stamp.set(0, &near, pair.near);
+        stamp.set(1, far, pair.far.1);
+        stamp.bytes.clone()
+    }
+
     /// The namespace sends: the first packet of a connection, or (`later`) one of those after it.
     pub(crate) fn send(&mut self, pair: Pair, later: bool) -> Result<Sent> {
         let (near, far) = (self.near(), self.far(&pair.far.0));
         let stamp = &mut self.out[usize::from(later)];
         stamp.set(0, &near, pair.near);
         stamp.set(1, far, pair.far.1);
-        let (action, length) = self.machine.run_into(Hook::Namespace, self.end.id, &stamp.bytes, 0, &mut self.room)?;
+        let Seen { action, length, time } = self.machine.run_into(Hook::Namespace, self.end.id, &stamp.bytes, 0, &mut self.room)?;
+        self.time = time;
         let got = &self.room[..length];
         if action != REDIRECT {
             return Ok(Sent::Dropped);
@@ -150,7 +165,8 @@ impl<'a> Line<'a> {
         let host: &[u8] = if self.v6 { &UPLINK.ipv6 } else { &UPLINK.ipv4 };
         self.back.set(0, far, pair.far.1);
         self.back.set(1, host, external);
-        let (action, length) = self.machine.run_into(Hook::Uplink, UPLINK.id, &self.back.bytes, 0, &mut self.room)?;
+        let Seen { action, length, time } = self.machine.run_into(Hook::Uplink, UPLINK.id, &self.back.bytes, 0, &mut self.room)?;
+        self.time = time;
         let got = &self.room[..length];
         let arrived = (endpoint(got, self.v6, 0), endpoint(got, self.v6, 1));
         Ok(action == REDIRECT && arrived == ((far, pair.far.1), (&near, pair.near)))

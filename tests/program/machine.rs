@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::clock::monotonic;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -45,6 +46,14 @@ const LAST_PUBLISH: u32 = 15;
 const TOTAL_V6: u32 = MAX_PORTS - 1;
 /// The index of the interface that every namespace has.
 const LOOPBACK: u32 = 1;
+
+/// The same, where the bytes are elsewhere.
+pub(crate) struct Seen {
+    pub(crate) action: u32,
+    pub(crate) length: usize,
+    /// That the run took.
+    pub(crate) time: Duration,
+}
 
 /// What a program did with a frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -367,12 +376,12 @@ impl Machine {
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
     pub(crate) fn run(&self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
         let mut bytes = vec![0; frame.len() + 64];
-        let (action, length) = self.run_into(hook, port, frame, gso_size, &mut bytes)?;
+        let Seen { action, length, .. } = self.run_into(hook, port, frame, gso_size, &mut bytes)?;
         bytes.truncate(length);
         Ok(Ran { action, bytes })
     }
 
-    /// The same; what has become of the frame is in the first bytes of `room` then. Returns the action and how many.
+    /// The same; what has become of the frame is in the first bytes of `room` then.
     pub(crate) fn run_into(
         &self,
         hook: Hook,
@@ -380,7 +389,7 @@ impl Machine {
         frame: &[u8],
         gso_size: u32,
         room: &mut [u8],
-    ) -> Result<(u32, usize)> {
+    ) -> Result<Seen> {
         let context = context(hook, self.ifindex(port), frame.len(), gso_size);
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -392,7 +401,7 @@ impl Machine {
         let program = self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))?;
         let program: &SchedClassifier = program.try_into()?;
         let result = program.test_run(options)?;
-        Ok((result.return_value, result.data_size_out as usize))
+        Ok(Seen { action: result.return_value, length: result.data_size_out as usize, time: result.duration })
     }
 
     /// What a port holds; port 0 stands for all flows of IPv4.

@@ -15,7 +15,7 @@ use nsnet_tests::scratch::in_new_namespace;
 
 use crate::clock::monotonic;
 use crate::line::{Far, Line, Pair, Sent};
-use crate::machine::Machine;
+use crate::machine::{Machine, Seen};
 use crate::table::{REDIRECT, UNSPEC};
 
 /// Who has flows, and the gateway of each.
@@ -274,10 +274,10 @@ fn flood(machine: &Machine) -> Result<()> {
                 // The address's low 20 bits; checksums go the other way.
                 readdress(frame, at, [172, 16 | b, c, d]);
             }
-            let (action, length) = machine.run_into(Hook::Uplink, UPLINK.id, &frames[0], 0, &mut room)?;
+            let Seen { action, length, .. } = machine.run_into(Hook::Uplink, UPLINK.id, &frames[0], 0, &mut room)?;
             ensure!(action == REDIRECT && room[30..34] == RED.ipv4, "SYN {number}: {:02x?}", &room[..length]);
             if number % 4 == 0 {
-                let (action, length) = machine.run_into(Hook::Namespace, RED.id, &frames[1], 0, &mut room)?;
+                let Seen { action, length, .. } = machine.run_into(Hook::Namespace, RED.id, &frames[1], 0, &mut room)?;
                 ensure!(action == REDIRECT && room[26..30] == UPLINK.ipv4, "answer {number}: {:02x?}", &room[..length]);
             }
         }
