@@ -25,7 +25,7 @@ impl Dumper {
         let folder = PathBuf::from(format!("{BPFFS}/{:x}_v{LAYOUT_VERSION}/maps", host.cookie()?));
         let names = names::MAPS.into_iter().filter(|name| *name != names::STAGES);
         let open = |name| {
-            let map = MapData::from_pin(folder.join(names::pin(name)));
+            let map = MapData::from_pin(folder.join(name));
             Ok((name, map.with_context(|| format!("open {name}"))?))
         };
         let tables = names.map(open).collect::<Result<Vec<_>>>()?;
