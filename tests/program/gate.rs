@@ -144,7 +144,9 @@ fn many_flows_cost_little_more_than_one() -> Result<()> {
         let machine = &machine;
         let mut line = Line::new(machine, &RED, &HOST, false, false);
         let pairs: Vec<Pair> = (0..SERVERS)
-            .flat_map(|server| (0..PORTS).map(move |port| Pair { near: 40_000 + port, far: (SERVER, 53 + 1000 * server) }))
+            .flat_map(|server| {
+                (0..PORTS).map(move |port| Pair { near: 40_000 + port, far: (SERVER, 53 + 1000 * server) })
+            })
             .collect();
         for pair in &pairs {
             ensure!(line.open(*pair)? == Sent::As(pair.near), "{pair:?}");
@@ -168,7 +170,11 @@ fn many_flows_cost_little_more_than_one() -> Result<()> {
             let many = round(&mut frames.iter().step_by(2))?;
             let few = round(&mut frames[..100].iter().cycle().take(10_000))?;
             let hot = round(&mut frames[..1].iter().cycle().take(10_000))?;
-            println!("{turn}: nothing {nothing} ns, one flow {hot} ns, 100 flows {few} ns, {} flows {many} ns, refreshed {refreshed} ns; {:?}", pairs.len(), t.elapsed());
+            println!(
+                "{turn}: nothing {nothing} ns, one flow {hot} ns, 100 flows {few} ns, {} flows {many} ns, refreshed {refreshed} ns; {:?}",
+                pairs.len(),
+                t.elapsed()
+            );
         }
         Ok(())
     })

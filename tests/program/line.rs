@@ -142,7 +142,8 @@ impl<'a> Line<'a> {
         let stamp = &mut self.out[usize::from(later)];
         stamp.set(0, &near, pair.near);
         stamp.set(1, far, pair.far.1);
-        let Seen { action, length, time } = self.machine.run_into(Hook::Namespace, self.end.id, &stamp.bytes, 0, &mut self.room)?;
+        let Seen { action, length, time } =
+            self.machine.run_into(Hook::Namespace, self.end.id, &stamp.bytes, 0, &mut self.room)?;
         self.time = time;
         let got = &self.room[..length];
         if action != REDIRECT {
@@ -165,7 +166,8 @@ impl<'a> Line<'a> {
         let host: &[u8] = if self.v6 { &UPLINK.ipv6 } else { &UPLINK.ipv4 };
         self.back.set(0, far, pair.far.1);
         self.back.set(1, host, external);
-        let Seen { action, length, time } = self.machine.run_into(Hook::Uplink, UPLINK.id, &self.back.bytes, 0, &mut self.room)?;
+        let Seen { action, length, time } =
+            self.machine.run_into(Hook::Uplink, UPLINK.id, &self.back.bytes, 0, &mut self.room)?;
         self.time = time;
         let got = &self.room[..length];
         let arrived = (endpoint(got, self.v6, 0), endpoint(got, self.v6, 1));

@@ -277,7 +277,8 @@ fn flood(machine: &Machine) -> Result<()> {
             let Seen { action, length, .. } = machine.run_into(Hook::Uplink, UPLINK.id, &frames[0], 0, &mut room)?;
             ensure!(action == REDIRECT && room[30..34] == RED.ipv4, "SYN {number}: {:02x?}", &room[..length]);
             if number % 4 == 0 {
-                let Seen { action, length, .. } = machine.run_into(Hook::Namespace, RED.id, &frames[1], 0, &mut room)?;
+                let Seen { action, length, .. } =
+                    machine.run_into(Hook::Namespace, RED.id, &frames[1], 0, &mut room)?;
                 ensure!(action == REDIRECT && room[26..30] == UPLINK.ipv4, "answer {number}: {:02x?}", &room[..length]);
             }
         }

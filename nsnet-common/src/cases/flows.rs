@@ -1,6 +1,6 @@
 //! Flows that leave: what they are translated to, how far they have come, when they end.
 
-use crate::layout::{Flow, FlowState, Policy, PortId, flow_flags, policy_flags, whole_seconds};
+use crate::layout::{Flow, FlowState, Policy, PortId, QUARANTINE, flow_flags, policy_flags, whole_seconds};
 use crate::memory::MemoryTables;
 use crate::tables::Route;
 use crate::verdict::DropReason;
@@ -51,13 +51,15 @@ fn same(state: FlowState, timeout: u32) -> impl Fn(&MemoryTables) {
     is((state, timeout), (state, timeout))
 }
 
-/// How many seconds ago all flows were seen.
+/// How many seconds ago all flows were seen, by the direction that was seen last.
 fn seen(ago: u32) -> impl Fn(&MemoryTables) {
     move |tables| {
         let now = whole_seconds(tables.clock.get());
         for table in [&tables.young, &tables.flows] {
-            for flow in table.borrow().values() {
-                assert_eq!(now - flow.about.seen, ago, "seconds since it was seen");
+            let table = table.borrow();
+            for (key, flow) in table.iter() {
+                let other = table.get(&flow.other_key(key)).map_or(0, |other| other.about.seen);
+                assert_eq!(now - flow.about.seen.max(other), ago, "seconds since it was seen");
             }
         }
     }
@@ -438,7 +440,7 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(talk.back(L4::Tcp(SYN | ACK, 9000, 101, 0))),
         begin("its port rests before it is another's")
             .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(419).then(holds(2, 2, 4))),
-        begin("its port is another's after that").step(blue.out(L4::Udp).after(421)).step(blue.back(L4::Udp)),
+        begin("its port is another's after that").step(blue.out(L4::Udp).after(301 + QUARANTINE)).step(blue.back(L4::Udp)),
         Sequence::new(format!("{family}, echo, over"))
             .step(talk.out(L4::Ping))
             .step(talk.back(L4::Pong).after(60))

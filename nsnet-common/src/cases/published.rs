@@ -1,6 +1,6 @@
 //! Published ports, from outside and from namespaces; and what from outside gets in nowhere.
 
-use crate::layout::{FlowKey, FlowState, Publish};
+use crate::layout::{FlowKey, FlowState, Publish, QUARANTINE};
 use crate::memory::MemoryTables;
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, Mac};
@@ -277,7 +277,7 @@ fn by_mapping() -> Vec<Sequence> {
         begin("from another network").step(asks(&CYAN, &HOST_2).dropped(DropReason::OtherNetwork)),
         begin("from an open network").step(asks(&LIME, &HOST_4).dropped(DropReason::OtherNetwork)),
         begin("from another host").step(red.with(FREE_AFAR.0, FREE_AFAR.1).comes(L4::Udp)),
-        begin("after its time").step(asks(&BLUE, &HOST).after(421).goes_to_host(&HOST)),
+        begin("after its time").step(asks(&BLUE, &HOST).after(301 + QUARANTINE).goes_to_host(&HOST)),
     ]
 }
 

@@ -383,8 +383,7 @@ pub fn flaw_of(state: &State, now: u32) -> Option<String> {
                     "{what} {key:?} leads to a direction that does not lead back: {flow:?} {other:?}"
                 ));
             }
-            let of =
-                |flow: &crate::layout::Flow| (flow.about.seen, flow.about.owner, flow.about.flags | flow_flags::REPLY);
+            let of = |flow: &crate::layout::Flow| (flow.about.owner, flow.about.flags | flow_flags::REPLY);
             if of(flow) != of(other) || flow.about.has(flow_flags::REPLY) == other.about.has(flow_flags::REPLY) {
                 return Some(format!("{what} {key:?}: {flow:?} and {other:?} are not the same flow's"));
             }

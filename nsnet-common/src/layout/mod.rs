@@ -27,8 +27,8 @@ pub use fragment::{
     MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
 };
 pub use nat::{
-    MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
-    PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
+    MAPPING_STEP, MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey,
+    Policy, Publish, PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
 };
 pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};

@@ -266,8 +266,11 @@ impl Mapping {
     }
 }
 
-/// How long a mapping's port stays with its endpoint after the last flow's end (RFC 6888 REQ-8: 120 s).
-pub const QUARANTINE: u32 = 120;
+/// A mapping is refreshed when a flow of it is in use in the next step of this many seconds.
+pub const MAPPING_STEP: u32 = 8;
+/// How long a mapping's port stays with its endpoint after the last flow's end: the 120 s of RFC 6888 REQ-8, and as much as a
+/// flow may have been in use without a note of it in its mapping.
+pub const QUARANTINE: u32 = 120 + MAPPING_STEP;
 
 /// What a namespace holds of what is limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use nsnet_common::conntrack;
-use nsnet_common::layout::{About, Flow, Flow4, FlowKey, FlowKey4, FlowState};
+use nsnet_common::layout::{About, Flow, Flow4, FlowKey, FlowKey4, FlowState, flow_flags};
 use nsnet_common::tables::{Age, FlowEntry, Hop, Inserted};
 
 use super::tables::{Sweep, inserted};
@@ -151,6 +151,13 @@ unsafe fn copy_words<const N: usize>(from: *const u64, to: *mut u64) {
     }
 }
 
+/// Whether a sweep leaves an entry alone. One of answers goes with its opener's: it may be old and the flow alive, and to ask
+/// the opener's for each of a million takes long.
+#[inline(always)]
+fn is_left(about: &About, now: u32) -> bool {
+    about.has(flow_flags::REPLY) || about.is_alive(now)
+}
+
 /// What `bpf_for_each_map_elem` calls for each flow: ends a dead one. 1 ends the walk.
 pub(super) unsafe extern "C" fn bury4(
     _map: *mut c_void,
@@ -160,7 +167,7 @@ pub(super) unsafe extern "C" fn bury4(
 ) -> i64 {
     // SAFETY: the kernel passes an entry of FLOWS4, and reclaim() passes the sweep.
     let (key, flow, sweep) = unsafe { (&*key, &*flow, &mut *sweep) };
-    if flow.about.is_alive(sweep.now) {
+    if is_left(&flow.about, sweep.now) {
         return 0;
     }
     let mut wide = FlowKey::EMPTY;
@@ -184,7 +191,7 @@ pub(super) unsafe extern "C" fn bury6(
 ) -> i64 {
     // SAFETY: as above, of FLOWS6.
     let (key, flow, sweep) = unsafe { (&*key, &*flow, &mut *sweep) };
-    if flow.about.is_alive(sweep.now) {
+    if is_left(&flow.about, sweep.now) {
         return 0;
     }
     conntrack::end_dead(key, Age::Grown, sweep.maps);
