@@ -109,12 +109,12 @@ pub fn bury(key: &FlowKey, tables: impl Tables) -> bool {
 
 /// By the key alone: an entry's handle is not for passing on, because the verifier would lose which family it is of.
 ///
-/// One CPU at a time, which looks once more: else another one may have ended the flow since it was found dead, and what is
+/// One CPU at a time, which looks when it is its turn: else another one may have ended the flow since it was found dead, and what is
 /// removed is the flow that it has made after that.
 #[inline(never)]
 pub fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
     let mut lock = MappingKey::EMPTY;
-    if look(key, age, tables) != Standing::Dead || !find_lock(key, age, &mut lock, tables) {
+    if !find_lock(key, age, &mut lock, tables) {
         return true;
     }
     let is_ours = tables.lock(&lock);
@@ -125,12 +125,16 @@ pub fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
     is_ours
 }
 
-/// What is locked to end the flow that stands under this tuple: where its answers come to.
+/// What is locked to end the flow that stands under this tuple: where its answers come to. `false` when there is none, or its
+/// entry is not old.
 #[inline(never)]
 fn find_lock(key: &FlowKey, age: Age, lock: &mut MappingKey, tables: impl Tables) -> bool {
     let mut flow = Flow::EMPTY;
     let Some(entry) = tables.flow(age, key) else { return false };
     entry.read(&mut flow);
+    if flow.about.is_alive(tables.seconds()) {
+        return false;
+    }
     *lock = if flow.about.has(flow_flags::REPLY) {
         MappingKey::flows_of(key.protocol(), key.destination, key.destination_port)
     } else {

@@ -51,23 +51,27 @@ pub(crate) fn published_since(scratch: &mut Scratch, tables: impl Tables) -> Opt
 #[inline(never)]
 fn is_new_address(from: u32, scratch: &mut Scratch, tables: impl Tables) -> bool {
     let Scratch { datagram, hop, .. } = scratch;
-    let key = &mut datagram.key;
+    let key = &datagram.key;
     if is_never_routed(&key.destination) || tables.is_broadcast(key.destination) {
         return false;
     }
     if tables.route(from, key, hop) != Route::Local {
         return false;
     }
-    let mut is_beside = |bit: u8| {
-        let IpAddress([.., last]) = &mut key.destination;
-        *last ^= bit;
-        let route = tables.route(from, key, hop);
-        // In place, to spare the stack a tuple.
-        let IpAddress([.., last]) = &mut key.destination;
-        *last ^= bit;
-        route == Route::Forward
-    };
-    is_beside(1) || is_beside(2)
+    [1, 2].into_iter().any(|bit| is_forwarded_beside(bit, from, scratch, tables))
+}
+
+/// Whether the address that differs from the packet's destination in these bits is one beyond the host.
+#[inline(never)]
+fn is_forwarded_beside(bits: u8, from: u32, scratch: &mut Scratch, tables: impl Tables) -> bool {
+    let Scratch { datagram, hop, .. } = scratch;
+    // In place, to spare the stack a tuple.
+    let IpAddress([.., last]) = &mut datagram.key.destination;
+    *last ^= bits;
+    let route = tables.route(from, &datagram.key, hop);
+    let IpAddress([.., last]) = &mut datagram.key.destination;
+    *last ^= bits;
+    route == Route::Forward
 }
 
 /// A new flow from an uplink to the published entry at `place`. The namespace sees the client's own address.

@@ -418,7 +418,11 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(talk.out_again(L4::Udp).after(5).then(seen(0)))
             .step(talk.out(L4::Udp).then(seen(0)))
             .step(talk.out_again(L4::Udp).after(299).then(seen(0)))
-            .step(talk.out_again(L4::Udp).after(299).then(holds(0, 2, 2))),
+            .step(talk.out_again(L4::Udp).after(299).then(holds(0, 2, 2)))
+            // The answers' entry is as old as the first one: it lives by the opener's, and no longer than that.
+            .step(talk.back(L4::Udp).after(250).then(holds(0, 2, 2)))
+            .step(talk.back(L4::Udp).after(50).then(holds(0, 2, 2)))
+            .step(talk.comes(L4::Udp).after(1).then(holds(0, 0, 2))),
         begin("not kept alive from outside")
             .step(talk.back(L4::Udp).after(200).then(seen(200)))
             .step(talk.back(L4::Udp).after(100).then(seen(300)))
@@ -440,7 +444,9 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(talk.back(L4::Tcp(SYN | ACK, 9000, 101, 0))),
         begin("its port rests before it is another's")
             .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(419).then(holds(2, 2, 4))),
-        begin("its port is another's after that").step(blue.out(L4::Udp).after(301 + QUARANTINE)).step(blue.back(L4::Udp)),
+        begin("its port is another's after that")
+            .step(blue.out(L4::Udp).after(301 + QUARANTINE))
+            .step(blue.back(L4::Udp)),
         Sequence::new(format!("{family}, echo, over"))
             .step(talk.out(L4::Ping))
             .step(talk.back(L4::Pong).after(60))

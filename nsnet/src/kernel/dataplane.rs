@@ -443,7 +443,6 @@ fn remove_pins(root: &Path) -> Result<()> {
 
 /// An error of aya's, with the errno that lies at its bottom where there is one.
 pub(crate) fn refused(what: impl std::fmt::Display, error: impl std::error::Error + 'static) -> KernelError {
-    let t=format!("{error:?}"); eprintln!("{}", &t[t.len().saturating_sub(1500)..]);
     match io_errno(&error) {
         Some(errno) => KernelError::new(what, errno),
         None => KernelError::refused(what, one_line(&error)),
