@@ -66,7 +66,7 @@ pub enum Standing {
 pub fn standing(key: &FlowKey, tables: impl Tables) -> Standing {
     match look(key, Age::Grown, tables) {
         Standing::Free => look(key, Age::Young, tables),
-        found => found,
+        found @ (Standing::Dead | Standing::Alive) => found,
     }
 }
 

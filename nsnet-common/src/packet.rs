@@ -169,7 +169,11 @@ impl Packet for Buffer {
             return false;
         }
         let Some(bytes) = self.bytes.get(at..end) else { return false };
-        let words = bytes.chunks(2).map(|word| (word[0], word.get(1).copied().unwrap_or(0)));
+        let words = bytes.chunks(2).map(|word| match word {
+            [first, second] => (*first, *second),
+            // The last one, of an odd number.
+            other => (other.iter().sum(), 0),
+        });
         words.fold(more, |sum, (first, second)| sum.bytes(first, second)).finish() == 0
     }
 

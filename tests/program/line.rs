@@ -34,6 +34,9 @@ impl Stamp {
     /// Puts two bytes, at an even offset, and lets checksums follow.
     fn put(&mut self, at: usize, new: [u8; 2]) {
         let old = [self.bytes[at], self.bytes[at + 1]];
+        if old == new {
+            return;
+        }
         let change = Delta::default().word(old, new);
         self.bytes[at..at + 2].copy_from_slice(&new);
         let header = (!self.v6 && at < 34).then_some(24);

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap as Wanted};
 use std::hash::Hash;
 use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -55,6 +57,14 @@ pub(crate) struct Seen {
     pub(crate) time: Duration,
 }
 
+/// Where the kernel tells of an open map.
+fn about_of(map: &Map) -> Result<PathBuf> {
+    match map {
+        Map::HashMap(map) => Ok(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()).into()),
+        _ => bail!("not a hash"),
+    }
+}
+
 /// What a program did with a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
@@ -95,6 +105,8 @@ pub(crate) struct Machine {
     young_v4: HashMap<MapData, FlowKey4, Flow4>,
     young_v6: HashMap<MapData, FlowKey, Flow>,
     flows_v4: HashMap<MapData, FlowKey4, Flow4>,
+    flows_v4_about: PathBuf,
+    mappings_about: PathBuf,
     flows_v6: HashMap<MapData, FlowKey, Flow>,
     mappings: HashMap<MapData, MappingKey, Mapping>,
     usage: Array<MapData, Usage>,
@@ -153,6 +165,7 @@ impl Machine {
         let sockets = outside()?;
         let mut ebpf = open_object_with(features, SECRET)?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
+        let (flows_v4, mappings) = (map(names::FLOWS4)?, map(names::MAPPINGS)?);
         Ok(Self {
             ports: map(names::PORTS)?.try_into()?,
             networks: map(names::NETWORKS)?.try_into()?,
@@ -168,9 +181,11 @@ impl Machine {
             uplinks: map(names::UPLINKS)?.try_into()?,
             young_v4: map(names::YOUNG4)?.try_into()?,
             young_v6: map(names::YOUNG6)?.try_into()?,
-            flows_v4: map(names::FLOWS4)?.try_into()?,
+            flows_v4_about: about_of(&flows_v4)?,
+            flows_v4: flows_v4.try_into()?,
             flows_v6: map(names::FLOWS6)?.try_into()?,
-            mappings: map(names::MAPPINGS)?.try_into()?,
+            mappings_about: about_of(&mappings)?,
+            mappings: mappings.try_into()?,
             usage: map(names::USAGE)?.try_into()?,
             published: map(names::PUBLISHED)?.try_into()?,
             publishes: map(names::PUBLISHES)?.try_into()?,
@@ -402,6 +417,16 @@ impl Machine {
         let program: &SchedClassifier = program.try_into()?;
         let result = program.test_run(options)?;
         Ok(Seen { action: result.return_value, length: result.data_size_out as usize, time: result.duration })
+    }
+
+    /// Bytes that the tables of established IPv4 flows and of mappings take, as the kernel counts them.
+    pub(crate) fn flow_memory(&self) -> Result<[u64; 2]> {
+        let bytes = |about: &PathBuf| -> Result<u64> {
+            let text = std::fs::read_to_string(about)?;
+            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+            Ok(line.with_context(|| format!("no memlock in {}", about.display()))?.trim().parse()?)
+        };
+        Ok([bytes(&self.flows_v4_about)?, bytes(&self.mappings_about)?])
     }
 
     /// What a port holds; port 0 stands for all flows of IPv4.

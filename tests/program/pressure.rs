@@ -1,5 +1,6 @@
 //! More flows than there is room for: whoever is there stays, whoever comes is told (conformance P1 and P2, RFC 6888 REQ-11).
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,7 @@ fn a_million_flows_survive_a_million_more() -> Result<()> {
         let mut machine = Machine::new(true)?;
         machine.fill(&tables(monotonic()?))?;
         let machine = &machine;
+        let empty = machine.flow_memory()?;
         let mut began = Instant::now();
         let mut took = |what: &str| {
             println!("{what}: {:.1} s", began.elapsed().as_secs_f32());
@@ -97,6 +99,10 @@ fn a_million_flows_survive_a_million_more() -> Result<()> {
         }
         let all = PortId::NONE;
         ensure!(machine.usage_of(all)?.flows == 4 * u64::from(EACH));
+        let full = machine.flow_memory()?;
+        let [flow, mappings] = [0, 1].map(|table| (full[table] - empty[table]) as f64 / f64::from(4 * EACH));
+        println!("memory for a flow of IPv4: {flow:.1} bytes, and {mappings:.1} of mappings, {HOSTS} flows on each");
+        ensure!(flow + mappings <= 320.0, "more than 320 bytes for a flow: {flow} and {mappings}");
 
         flood(machine)?;
         took("1,000,000 SYNs of as many senders to a published port");
@@ -153,6 +159,9 @@ fn a_million_flows_survive_a_million_more() -> Result<()> {
 #[test]
 fn sixty_thousand_flows_to_one_port() -> Result<()> {
     const COUNT: usize = 60_000;
+    /// By another namespace: more than the pool has left.
+    const ASKED: usize = 6_000;
+    const ELSEWHERE: Far = [198, 51, 100, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let server = |near: u16| {
         let mut ip: Far = AFAR_V6;
         ip[..4].copy_from_slice(&AFAR_V4);
@@ -185,14 +194,35 @@ fn sixty_thousand_flows_to_one_port() -> Result<()> {
             ensure!(sent == Sent::Told([3, 13]), "TCP {is_tcp}, one more: {sent:?}");
             ensure!(machine.dropped(RED.id, DropReason::PortQuota)? == 1);
             let mut other = Line::new(&machine, &BLUE, &HOST, false, is_tcp);
-            for port in &ports[..100] {
-                let sent = other.open(server(*port))?;
-                ensure!(matches!(sent, Sent::As(port) if pool.contains(&port)), "another namespace: {sent:?}");
+            // Another namespace asks for the same ports, until the pool is as good as empty.
+            let (mut given, mut refused, mut told) = (BTreeSet::new(), 0, 0);
+            for port in &ports[..ASKED] {
+                match other.open(server(*port))? {
+                    Sent::As(port) => ensure!(pool.contains(&port) && given.insert(port), "{port} is given twice"),
+                    Sent::Told(error) => {
+                        ensure!(error == [3, 13], "told {error:?}");
+                        (refused, told) = (refused + 1, told + 1);
+                    }
+                    Sent::Dropped => refused += 1,
+                }
+                ensure!(refused == 0 || given.len() > 100, "refused with thousands of free ports");
+            }
+            let free = pool.clone().filter(|port| !ports.contains(port) && !is_hosts(*port)).count();
+            let named = machine.dropped(BLUE.id, DropReason::PortsExhausted)?;
+            println!(
+                "{COUNT} flows to one port, TCP {is_tcp}; of {free} ports left {} were given, {refused} refused, {told} told",
+                given.len()
+            );
+            ensure!(named == refused && told > 0 && given.len() > free * 3 / 4, "{named} counted");
+            // To another server TCP may use what it uses to this one (RFC 7857 section 3); UDP may not.
+            let elsewhere = |near| Pair { near, far: (ELSEWHERE, 443) };
+            for port in ports[ASKED..].iter().filter(|port| !pool.contains(port)).take(100) {
+                let sent = other.open(elsewhere(*port))?;
+                ensure!((sent == Sent::As(*port)) == is_tcp, "TCP {is_tcp}, {port} to another server: {sent:?}");
             }
             for port in &ports {
                 line.check(server(*port), *port)?;
             }
-            println!("{COUNT} flows to one port, TCP {is_tcp}");
             Ok(())
         })?;
     }
