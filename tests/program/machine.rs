@@ -59,10 +59,8 @@ pub(crate) struct Seen {
 
 /// Where the kernel tells of an open map.
 fn about_of(map: &Map) -> Result<PathBuf> {
-    match map {
-        Map::HashMap(map) => Ok(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()).into()),
-        _ => bail!("not a hash"),
-    }
+    let Map::HashMap(map) = map else { bail!("not a hash") };
+    Ok(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()).into())
 }
 
 /// What a program did with a frame.
