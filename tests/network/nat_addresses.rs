@@ -86,7 +86,7 @@ fn two_uplinks_have_a_mapping_each() -> Result<()> {
     let at_back = second_uplink(&bed)?;
     for v6 in FAMILIES {
         let there = SocketAddr::new(far(v6), 443);
-        let second = IpAddr::from(if v6 { at_back.v6.into() } else { IpAddr::from(at_back.v4) });
+        let second: IpAddr = if v6 { at_back.v6.into() } else { at_back.v4.into() };
         let sends =
             |end: &End, to: SocketAddr, at: &End| end.carry(&Packet::udp(end.endpoint(v6, 40_000), to, b"x"), at);
         // By the first one g1's port is another's, so that what it is given is no accident.
