@@ -8,6 +8,7 @@
 //!   packet, dissect  IP packets in plain fields: made, and read again
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
+//!   terminal     a program on a terminal of its own
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
 //!   traffic    TCP, UDP and ICMP in every form          faults     what stands in the way, or changed behind our back
@@ -20,6 +21,7 @@
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   networks   apart, opened and internal              bench      a very short run of it
+//!   see        rates, the view on a terminal
 //! ```
 
 mod addresses;
@@ -57,9 +59,11 @@ mod publish_verbs;
 mod races;
 mod reach;
 mod scenarios;
+mod see;
 mod shot;
 mod sockets;
 mod switching;
+mod terminal;
 mod tracer;
 mod traffic;
 mod world;

@@ -14,6 +14,8 @@ use super::capture::CaptureArgs;
 use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
 use super::output::Format;
+use super::stats::StatsArgs;
+use super::top::TopArgs;
 use crate::model::flow::{parse_protocol, parse_state};
 use crate::model::name::Name;
 use crate::model::request::{AttachRequest, CableRequest, Dest, NetworkRequest, PublishArgs, RouteRequest};
@@ -79,8 +81,10 @@ pub(super) enum Command {
     /// Which address and port outside stands for which inside
     #[command(subcommand)]
     Nat(NatVerb),
-    /// What each port has received, sent and dropped
-    Stats,
+    /// What each port has received, sent and dropped; with --watch, how much a second
+    Stats(StatsArgs),
+    /// Ports, flows and drops on a terminal, as they are now; `h` tells the keys
+    Top(TopArgs),
     /// What was dropped, where and why, and the last packet of each reason
     Drops(DropsArgs),
     /// Capture packets with what became of them: drops with their reason, both sides of NAT

@@ -24,8 +24,10 @@ mod output;
 mod publish;
 mod route;
 mod show;
+mod stats;
 mod status;
 mod stream;
+mod top;
 
 use std::process::ExitCode;
 
@@ -77,7 +79,8 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Neigh(_list) => show::neigh(&host()?, format),
         Command::Ct(verb) => ct::run(&host()?, format, verb),
         Command::Nat(_list) => nat::list(&host()?, format),
-        Command::Stats => show::stats(&host()?, format),
+        Command::Stats(args) => stats::stats(&host()?, format, args),
+        Command::Top(args) => top::top(&host()?, format, args),
         Command::Drops(args) => drops::drops(&host()?, format, args),
         Command::Capture(args) => capture::capture(&host()?, format, args),
         Command::Explain(args) => explain::explain(&host()?, format, args),
