@@ -1,6 +1,6 @@
 //! What is to be seen of a running dataplane: `stats --watch`, `top`, hits of published ports.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{scope, sleep};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nsnet::lab::{UdpEcho, udp};
+use nsnet::lab::{HOST_IP, TcpServer, UdpEcho, udp};
 use serde_json::{Value, json};
 
 use super::bed::{Bed, V4, text};
@@ -51,9 +51,9 @@ fn rates_are_those_of_the_traffic_and_end_by_a_signal() -> Result<()> {
         let mut command = bed.lab.command(["-o", "json", "stats", "--watch", "0.25"]);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut stdout = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        // Three ports, eight times.
+        // The host's port, two namespaces' and an uplink, eight times.
         let lines: Vec<Value> =
-            stdout.by_ref().take(24).map(|line| Ok(serde_json::from_str(&line?)?)).collect::<Result<_>>()?;
+            stdout.by_ref().take(32).map(|line| Ok(serde_json::from_str(&line?)?)).collect::<Result<_>>()?;
         kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
         for line in stdout {
             serde_json::from_str::<Value>(&line?).context("half a line")?;
@@ -200,5 +200,51 @@ fn the_view_wants_a_terminal() -> Result<()> {
         let complaint = super::world::complaint(&output)?;
         ensure!(output.status.code() == Some(1) && complaint.contains("stats --watch"), "{line}: {complaint}");
     }
+    Ok(())
+}
+
+/// The hits of each published port, by what it was given as.
+fn hits(bed: &Bed) -> Result<Vec<(String, u64)>> {
+    let rows = bed.lab.json("publish list")?;
+    let rows = rows.as_array().context("`publish list` is no array")?;
+    let row = |row: &Value| Ok((text(&row["host_ports"])?.to_owned(), row["hits"].as_u64().context("no hits")?));
+    rows.iter().map(row).collect()
+}
+
+#[test]
+fn hits_are_the_flows_that_came_of_a_published_port() -> Result<()> {
+    let bed = Bed::new("--subnet 192.168.15.0/24 --masquerade", &["red", "blue"])?;
+    bed.lab.nsnet("publish add @red 5300-5301:53-54/udp 8080:80")?;
+    let expected = |udp: u64, tcp: u64| vec![("5300-5301".to_owned(), udp), ("8080".to_owned(), tcp)];
+    assert_eq!(hits(&bed)?, expected(0, 0));
+    let red = bed.at("red");
+    let _echoes = red.run(|| Ok([UdpEcho::start("0.0.0.0:53".parse()?)?, UdpEcho::start("0.0.0.0:54".parse()?)?]))?;
+    let _server = red.run(|| TcpServer::banner("0.0.0.0:80".parse()?, "hello"))?;
+    let host: std::net::IpAddr = HOST_IP.parse()?;
+    // Five datagrams of one port are one flow; the next call is from another.
+    let ask = |port| -> Result<()> {
+        let outcome = udp::exchange((host, port).into(), 50, 5, Duration::from_secs(2))?;
+        ensure!(outcome.echoed == 5, "{outcome}");
+        Ok(())
+    };
+    let connect = || -> Result<()> {
+        let mut said = String::new();
+        std::net::TcpStream::connect((host, 8080))?.read_to_string(&mut said)?;
+        ensure!(said == "hello", "{said}");
+        Ok(())
+    };
+    bed.lab.within("wan", || ask(5300))??;
+    assert_eq!(hits(&bed)?, expected(1, 0));
+    // Of a range, ports count together.
+    bed.lab.within("wan", || ask(5301).and_then(|()| connect()))??;
+    assert_eq!(hits(&bed)?, expected(2, 1));
+    bed.at("blue").run(|| ask(5300).and_then(|()| connect()))?;
+    assert_eq!(hits(&bed)?, expected(3, 2));
+    // The host's own are led there at the socket, and are no flows.
+    bed.lab.within("host", connect)??;
+    assert_eq!(hits(&bed)?, expected(3, 2));
+    bed.lab.nsnet("publish del @red 8080:80")?;
+    bed.lab.nsnet("publish add @red 8080:80")?;
+    assert_eq!(hits(&bed)?, expected(3, 0), "what is published anew begins at 0");
     Ok(())
 }

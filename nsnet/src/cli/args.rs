@@ -13,6 +13,7 @@ use super::apply::FileArgs;
 use super::capture::CaptureArgs;
 use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
+use super::manual::{CompletionsArgs, ManArgs};
 use super::output::Format;
 use super::stats::StatsArgs;
 use super::top::TopArgs;
@@ -112,6 +113,10 @@ pub(super) enum Command {
     Bench(super::bench::BenchArgs),
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
+    /// Print what has a shell complete verbs and options
+    Completions(CompletionsArgs),
+    /// Print the manual's page, or write those of all verbs into a folder
+    Man(ManArgs),
 }
 
 /// Verbs of `ns`.

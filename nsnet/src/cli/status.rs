@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, apply};
+use crate::agent;
 use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::model::diff::diff;
@@ -70,5 +71,6 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
 
 pub(super) fn down(host: &Host) -> Answer {
     with_progress("taking everything down", || host.down())?;
+    agent::clear_away(host)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,13 +27,6 @@ use crate::model::uplink::Uplink;
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  nsnet explain --from red icmp 192.0.2.7
-  nsnet explain --from red tcp 10.0.0.2:5000 192.0.2.7:80 --flags ack
-  nsnet explain --from uplink:eth0 udp 198.51.100.9:5353 192.0.2.1:8080
-  nsnet explain --from red --pcap red.pcap --frame 3
-  xxd -p frame.bin | nsnet explain --from red --hex")]
 pub(super) struct ExplainArgs {
     /// Who sends it: a namespace, `host`, or somebody outside by an uplink (ns:NAME for a namespace of such a name)
     #[arg(long, value_name = "NS|host|uplink[:IF]")]
@@ -276,5 +269,23 @@ fn uplink<'a>(state: &'a State, name: Option<&str>) -> anyhow::Result<&'a Uplink
             Some(uplink) => Ok(uplink),
             None => bail!("{name} is no uplink; there are {}", known()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senders() {
+        let parsed = |text: &str| text.parse::<Sender>().map(|sender| format!("{sender:?}"));
+        assert_eq!(parsed("host").as_deref(), Ok("Host"));
+        assert_eq!(parsed("uplink").as_deref(), Ok("Outside(None)"));
+        assert_eq!(parsed("uplink:eth0").as_deref(), Ok("Outside(Some(\"eth0\"))"));
+        assert_eq!(parsed("ns:host").as_deref(), Ok("Namespace(Name(\"host\"))"));
+        assert_eq!(parsed("red").as_deref(), Ok("Namespace(Name(\"red\"))"));
+        for bad in ["", "a/b", "ns:", "bridge:br0"] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
     }
 }
