@@ -192,6 +192,7 @@ impl App {
     }
 
     /// A key was pressed.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "a keyboard has many keys, of which a few mean something here")]
     pub(super) fn press(&mut self, key: KeyEvent) {
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
         if self.has_help && !(is_control && key.code == KeyCode::Char('c')) {
