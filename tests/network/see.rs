@@ -172,7 +172,7 @@ fn the_view_shows_flows() -> Result<()> {
     terminal.type_in("2")?;
     terminal.until("no flow", |seen| seen.contains("nothing yet") && seen.contains("0 flows"))?;
     ensure!(bed.at("red").reaches(nsnet::lab::WAN_IP.parse()?)?, "red does not get out");
-    let seen = terminal.until("a flow", |seen| seen.contains("1 flows, 1 established"))?;
+    let seen = terminal.until("a flow", |seen| seen.contains("1 flow, 1 established"))?;
     ensure!(seen.contains(nsnet::lab::WAN_IP) && seen.contains("icmp"), "{seen}");
     // What goes away below it is told, or gone; it does not end.
     bed.lab.nsnet("network del v-net-0 --force")?;

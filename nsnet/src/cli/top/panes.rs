@@ -158,7 +158,7 @@ impl<'a> Sampler<'a> {
         let mut states: Vec<_> = states.into_iter().collect();
         states.sort_unstable_by_key(|(label, count)| (std::cmp::Reverse(*count), *label));
         let states: String = states.iter().map(|(label, count)| format!(", {count} {label}")).collect();
-        let summary = format!("{count} flows{states}");
+        let summary = format!("{count} flow{}{states}", if count == 1 { "" } else { "s" });
         Ok(Pane { columns: &FLOW_COLUMNS, rows, summary, taken: self.of_day(at) })
     }
 
