@@ -8,6 +8,7 @@
 //!   packet, dissect  IP packets in plain fields: made, and read again
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
+//!   terminal     a program on a terminal of its own
 //!   file         files of plan and apply, on stdin
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
@@ -27,6 +28,7 @@
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   nat_addresses  those that come later, and two       nat_hairpin    published ports from inside
 //!   networks   apart, opened and internal              bench      a very short run of it
+//!   see        rates, the view on a terminal
 //!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
 //!   examples   those that are shipped                   crowd      hundreds at once
 //!
@@ -89,10 +91,12 @@ mod races;
 mod reach;
 mod scenarios;
 mod secure;
+mod see;
 mod shot;
 mod sockets;
 mod stale;
 mod switching;
+mod terminal;
 mod tracer;
 mod traffic;
 mod undo;

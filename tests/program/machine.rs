@@ -144,6 +144,11 @@ pub(crate) fn outlet(port: Port, name: &str) -> String {
 impl Machine {
     /// Loads the programs and makes an interface for each port, in the calling thread's network namespace.
     pub(crate) fn new(redirect_peer: bool) -> Result<Self> {
+        Self::with_sizes(redirect_peer, &[])
+    }
+
+    /// The same, with these maps of another size.
+    pub(crate) fn with_sizes(redirect_peer: bool, sizes: &[(&str, u32)]) -> Result<Self> {
         // The router advertisements of the cases are not for us.
         std::fs::write("/proc/sys/net/ipv6/conf/default/accept_ra", "0")?;
         let netlink = Netlink::here()?;
@@ -161,7 +166,7 @@ impl Machine {
         let features =
             Features { tcx: true, redirect_peer, peer_scrubs: true, fib_source: true, cgroup: false, set_retval: true };
         let sockets = outside()?;
-        let mut ebpf = open_object_with(features, SECRET)?;
+        let mut ebpf = open_object_with(features, SECRET, sizes)?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
         let (flows_v4, mappings) = (map(names::FLOWS4)?, map(names::MAPPINGS)?);
         Ok(Self {

@@ -293,20 +293,23 @@ pub(crate) fn put_on(
 
 /// Opens the embedded object with its globals set, and has the verifier accept its programs.
 pub fn open_object(features: Features) -> Result<Ebpf> {
-    open_object_with(features, random()?)
+    open_object_with(features, random()?, &[])
 }
 
-/// The same, with the key of the hash that NAT chooses ports by.
-pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
-    open(features, secret, true)
+/// The same, with the key of the hash that NAT chooses ports by, and with these maps of another size.
+pub fn open_object_with(features: Features, secret: u64, sizes: &[(&str, u32)]) -> Result<Ebpf> {
+    open(features, secret, true, sizes)
 }
 
 /// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
 pub(super) fn open_copy(features: Features, secret: u64) -> Result<Ebpf> {
-    open(features, secret, false)
+    // A hash takes memory for its limit when it is made.
+    const FEW: u32 = 1 << 12;
+    let hashes = [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS];
+    open(features, secret, false, &hashes.map(|name| (name, FEW)))
 }
 
-fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
+fn open(features: Features, secret: u64, is_real: bool, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
             .with_remedy("run `cargo xtask build`"));
@@ -317,12 +320,8 @@ fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
     let sends_copies = u8::from(is_real);
     let cookie = NetNs::current()?.cookie()?;
     let mut loader = EbpfLoader::new();
-    if !is_real {
-        // A hash takes memory for its limit when it is made.
-        const FEW: u32 = 1 << 12;
-        for name in [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS] {
-            loader.map_max_entries(name, FEW);
-        }
+    for (name, entries) in sizes {
+        loader.map_max_entries(name, *entries);
     }
     let mut ebpf = loader
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
