@@ -1,8 +1,8 @@
 //! Flows: found, followed, refreshed, promoted, ended. Both directions live and die together.
 //!
 //! ```text
-//!   opened  ->  young (LRU; a flood can only push out its like)  ->  promoted by the first answer, or by the end of the
-//!   TCP handshake  ->  grown (bounded; nothing alive is ever pushed out)  ->  not refreshed for its timeout: dead
+//!   opened  ->  young (LRU; a flood can only push out its like)  ->  promoted by the first answer, by the end of the
+//!   TCP handshake, or by use from inside for a second  ->  grown (bounded; nothing alive is ever pushed out)  ->  not refreshed for its timeout: dead
 //! ```
 //!
 //! Death is found at lookup, so it needs no process. TCP states follow RFC 6146 section 3.5.2 with RFC 7857 section 2;
@@ -220,8 +220,9 @@ pub fn follow<T: Tables>(scratch: &Scratch, found: Found<T::Flow>, tables: T) ->
         | Kind::IcmpError
         | Kind::Link
         | Kind::LaterFragment => {
-            let is_answer = scratch.flow.about.has(flow_flags::REPLY) && found.age == Age::Young;
-            if is_answer { Step::Promote } else { Step::None }
+            let about = &scratch.flow.about;
+            let is_first_answer = about.has(flow_flags::REPLY) && about.state == FlowState::UNREPLIED;
+            if is_first_answer { Step::Promote } else { Step::None }
         }
     }
 }
@@ -316,12 +317,22 @@ pub fn inside_of(key: &FlowKey, flow: &Flow) -> NetworkId {
     if key.side == NetworkId::OUTSIDE { flow.about.other_side } else { key.side }
 }
 
+/// Whether a young flow grows without an answer: a namespace of ours has used it for longer than a second, as senders of
+/// logs, metrics and media do. Such a one is found by one lookup, too, and is not pushed out by scans. It counts on its
+/// opener's quota.
+#[inline(always)]
+pub fn is_settled(scratch: &Scratch, age: Age) -> bool {
+    let Scratch { datagram, flow, .. } = scratch;
+    let is_opener = !flow.about.has(flow_flags::REPLY) && datagram.key.side != NetworkId::OUTSIDE;
+    age == Age::Young && is_opener && datagram.kind != Kind::Tcp
+}
+
 /// Makes a young flow a grown one. When there is no room it stays young, which is no loss until others push it out.
 #[inline(never)]
 pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     let Scratch { datagram, flow, .. } = scratch;
     let key = &datagram.key;
-    let Some(entry) = tables.flow(Age::Young, key) else { return };
+    let Some(entry) = tables.flow(Age::Young, key) else { return note_answer(key, flow, tables) };
     entry.read(flow);
     let other_key = flow.other_key(key);
     let Some(policy) = tables.policy(inside_of(key, flow)) else { return };
@@ -331,8 +342,9 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
         IpProtocol::UDP if is_dns => policy.dns,
         protocol => first_timeout(protocol, &policy),
     };
-    flow.about.state = FlowState::ESTABLISHED;
-    let timeout = flow.about.timeout;
+    let is_answered = key.protocol() == IpProtocol::TCP || flow.about.has(flow_flags::REPLY);
+    flow.about.state = if is_answered { FlowState::ESTABLISHED } else { FlowState::UNREPLIED };
+    let (state, timeout) = (flow.about.state, flow.about.timeout);
     if tables.insert_flow(Age::Grown, key, flow) != Inserted::Yes {
         return;
     }
@@ -342,7 +354,7 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     };
     let owner = flow.about.owner;
     other.read(flow);
-    (flow.about.timeout, flow.about.state) = (timeout, FlowState::ESTABLISHED);
+    (flow.about.timeout, flow.about.state) = (timeout, state);
     if tables.insert_flow(Age::Grown, &other_key, flow) != Inserted::Yes {
         tables.remove_flow(Age::Grown, key);
         return;
@@ -351,6 +363,17 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     tables.add_usage(Usage::total(key.is_v4()), 1, 0);
     tables.remove_flow(Age::Young, key);
     tables.remove_flow(Age::Young, &other_key);
+}
+
+/// The first answer to a flow that has grown without one.
+#[inline(always)]
+fn note_answer(key: &FlowKey, flow: &Flow, tables: impl Tables) {
+    let timeout = flow.about.timeout;
+    for key in [*key, flow.other_key(key)] {
+        if let Some(entry) = tables.flow(Age::Grown, &key) {
+            entry.set_state(FlowState::ESTABLISHED, timeout);
+        }
+    }
 }
 
 const DNS: [u8; 2] = 53u16.to_be_bytes();

@@ -430,6 +430,17 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
         begin("over")
             .step(talk.out(L4::Udp).after(301).then(holds(2, 0, 2)))
             .step(talk.back(L4::Udp).then(holds(0, 2, 2))),
+        // One-way senders: found by one lookup, too, and still known as unanswered.
+        Sequence::new(format!("{family}, UDP, used for a second without an answer"))
+            .step(talk.out(L4::Udp))
+            .step(talk.out(L4::Udp).then(holds(2, 0, 2)))
+            .step(talk.out_again(L4::Udp).after(2).then(holds(0, 2, 2)).then(same(FlowState::UNREPLIED, 300)))
+            .step(talk.out(L4::Udp).then(holds(0, 2, 2)))
+            .step(talk.back(L4::Udp).after(1).then(holds(0, 2, 2)).then(same(FlowState::ESTABLISHED, 300)))
+            .step(talk.back(L4::Udp).then(same(FlowState::ESTABLISHED, 300))),
+        Sequence::new(format!("{family}, TCP, a first segment that is repeated makes nothing grow"))
+            .step(talk.out(FIRST_SYN))
+            .step(talk.out_again(FIRST_SYN).after(2).then(holds(2, 0, 0))),
         Sequence::new(format!("{family}, UDP, each flow keeps the port that they share"))
             .step(talk.out(L4::Udp))
             .step(talk.with(AFAR_2.0, AFAR_2.1).out(L4::Udp).after(250))
