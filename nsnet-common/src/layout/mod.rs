@@ -1,7 +1,7 @@
 //! Map keys, values, names and sizes, and the numbers both sides derive from one another. Stated here only.
 //!
-//! A change that alters what an existing pin means raises [`LAYOUT_VERSION`]: it is part of the pins' folder, so an
-//! older program's maps are never misread.
+//! A change that alters what an existing map means gives the map another version ([`names::VERSIONS`]), which is part of
+//! its pin's name: no program reads an older one's map as its own, and `nsnet upgrade` knows what to convert.
 
 mod flow;
 mod fragment;
@@ -26,7 +26,7 @@ pub use nat::{
 pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
-/// Version of everything in this file, part of the path of the pins.
+/// Version of how pins are arranged, part of their path. What is in the maps has versions of its own.
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
@@ -83,9 +83,11 @@ pub mod names {
     pub const FRAGMENTED: &str = "fragmented";
     /// Called by the others for a packet that is too long for the way out, and may be cut.
     pub const CUT: &str = "cut";
+    /// Behind the program of each port, which lets no frame get this far: drops everything.
+    pub const CLOSED: &str = "closed";
     /// Every program at a TC hook, or called by one.
-    pub const PROGRAMS: [&str; 9] =
-        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT];
+    pub const PROGRAMS: [&str; 10] =
+        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, CLOSED];
     /// The programs at the root cgroup, which every socket meets; named like the hooks they are at.
     pub const SOCKET_PROGRAMS: [&str; 10] = [
         "connect4",
@@ -199,6 +201,15 @@ pub mod names {
         ORIGINALS,
     ];
 
+    /// The maps whose keys or values are not what they first were, and the version that they have come to; all others'
+    /// is 1.
+    ///
+    /// Who changes what a key or value means enters its map here, and the way from the version before in nsnet's
+    /// kernel/migrate.rs. (Another size of the map itself is no other layout.)
+    pub const VERSIONS: [(&str, u32); 0] = [];
+    /// Array of one entry that no program reads: which object the programs are from, and the [`SECRET`] they have.
+    pub const BUILD: &str = "BUILD";
+
     /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).
     pub const USE_REDIRECT_PEER: &str = "USE_REDIRECT_PEER";
     /// Global: whether the programs must set the type of a frame that `bpf_redirect_peer` takes (u8, 0 or 1).
@@ -211,6 +222,11 @@ pub mod names {
     pub const HOST_COOKIE: &str = "HOST_COOKIE";
     /// Global: whether socket hooks may say with which error they refuse (u8, 0 or 1; Linux 5.18); else it is EPERM.
     pub const USE_SET_RETVAL: &str = "USE_SET_RETVAL";
+}
+
+/// The version of a map's keys and values.
+pub fn version_of(map: &str) -> u32 {
+    names::VERSIONS.iter().find(|(name, _)| *name == map).map_or(1, |(_, version)| *version)
 }
 
 /// A port's number on this host, 1 to `MAX_PORTS - 1`. 0 is "no port".

@@ -9,6 +9,7 @@ use nsnet_common::layout::FlowState;
 use nsnet_common::wire::{IpProtocol, Mac};
 
 use super::output::Format;
+use super::upgrade::UpgradeArgs;
 use crate::model::edit::MTU_IPV4;
 use crate::model::flow::{parse_protocol, parse_state};
 use crate::model::name::Name;
@@ -85,6 +86,8 @@ pub(super) enum Command {
     Status,
     /// Take down everything that nsnet made on this host
     Down,
+    /// Replace the loaded programs by this nsnet's while packets go on: no packet, flow or connection is lost
+    Upgrade(UpgradeArgs),
     /// What this kernel can do, what is missing, and what is used instead
     Doctor,
     /// Print what the programs log, until interrupted (development builds only)

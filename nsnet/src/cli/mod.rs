@@ -19,6 +19,7 @@ mod route;
 mod show;
 mod status;
 mod stream;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,7 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
+        Command::Upgrade(args) => upgrade::run(&host()?, format, args),
         // These come without: one looks why there may be no host, the other makes one of its own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
         Command::Demo(args) => demo::demo(format, args),

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Answer;
 use super::output::{self, Format, Table, with_progress};
 use crate::kernel::host::Host;
+use crate::kernel::object::Object;
 use crate::kernel::observe;
 use crate::model::state::State;
 
@@ -18,6 +19,10 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
         table.row([json!(drift.object), json!(drift.what)]);
     }
     let loaded = host.dataplane.is_loaded();
+    let word = if loaded { "loaded" } else { "not loaded" };
+    let build = if loaded { host.dataplane.build()? } else { None };
+    let here = Object::own()?.build(host.features);
+    let is_due = loaded && build.as_ref().is_none_or(|build| build.id != here);
     match format {
         Format::Json => output::print_json(&json!({
             "networks": state.networks.len(),
@@ -27,12 +32,16 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "routes": state.routes.len(),
             "uplinks": state.uplinks.len(),
             "publishes": state.publishes.len(),
-            "dataplane": if loaded { "loaded" } else { "not loaded" },
+            "dataplane": word,
+            "build": build.as_ref().map(|build| build.id.to_string()),
+            "build_version": build.as_ref().map(|build| build.version.as_str()),
+            "build_here": here.to_string(),
+            "upgrade_due": is_due,
             "drift": table.to_json(),
         }))?,
         Format::Table => {
             output::line(&format!(
-                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; dataplane {}",
+                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; dataplane {word}{}",
                 state.networks.len(),
                 state.namespaces.len(),
                 state.attachments.len(),
@@ -40,8 +49,11 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
                 state.routes.len(),
                 state.uplinks.len(),
                 state.publishes.len(),
-                if loaded { "loaded" } else { "not loaded" },
+                build.map(|build| format!(" (build {}, nsnet {})", build.id, build.version)).unwrap_or_default(),
             ))?;
+            if is_due {
+                output::note(&format!("other programs are loaded than this nsnet's (build {here}): `nsnet upgrade`"));
+            }
             if drift.is_empty() {
                 output::line("no drift: the kernel is as it should be")?;
             } else {

@@ -28,6 +28,13 @@ pub struct BpfFilter {
     info: u32,
 }
 
+impl BpfFilter {
+    /// Its priority, and the numbers (major, minor) that it has among those of the same priority.
+    pub(super) fn place(&self) -> (u16, (u16, u16)) {
+        ((self.info >> 16) as u16, (self.handle.major, self.handle.minor))
+    }
+}
+
 impl Netlink {
     /// The interfaces that have a qdisc which can carry filters for what comes in: clsact, or ingress.
     pub fn interfaces_with_clsact(&self) -> Result<Vec<u32>> {
@@ -46,7 +53,16 @@ impl Netlink {
 
     /// The eBPF filters for what comes in by an interface.
     pub fn bpf_filters(&self, index: u32) -> Result<Vec<BpfFilter>> {
-        let request = RouteNetlinkMessage::GetTrafficFilter(at(index, INGRESS));
+        self.filters_in(index, INGRESS)
+    }
+
+    /// The same for what goes out.
+    pub fn bpf_filters_out(&self, index: u32) -> Result<Vec<BpfFilter>> {
+        self.filters_in(index, EGRESS)
+    }
+
+    fn filters_in(&self, index: u32, side: TcHandle) -> Result<Vec<BpfFilter>> {
+        let request = RouteNetlinkMessage::GetTrafficFilter(at(index, side));
         let what = format_args!("list the filters of interface {index}");
         Ok(none_without_tc(self.dump(&request, what))?.iter().filter_map(read_filter).collect())
     }

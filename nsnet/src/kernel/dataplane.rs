@@ -1,74 +1,41 @@
 //! The eBPF programs: load, pin, attach. Once pinned they forward with no process of ours running.
-//!
-//! ```text
-//! /run/nsnet/bpf/<host>/        one folder for each namespace that acts as host, made whole by one rename
-//!   programs/<name>  maps/<NAME>  links/<port id>
-//! ```
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::ProgramArray;
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramFd, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
+use aya::Ebpf;
+use aya::programs::SchedClassifier;
+use aya::programs::links::PinnedLink;
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
-use super::netns::NetNs;
+pub use super::hooks::Hook;
+use super::hooks::Seat;
+use super::netlink::Netlink;
+pub use super::object::{Object, open_object, open_object_with, program_in};
+use super::object::{missing, random};
+use super::pins::{Build, Pins};
 use super::sockets;
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
-
-/// Which side of which interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// The host end of a namespace's veth: what the namespace sends.
-    Namespace,
-    /// The network's own interface: what the host sends.
-    Host,
-    /// An uplink: what comes from outside.
-    Uplink,
-}
-
-impl Hook {
-    /// The program that belongs there.
-    pub fn program(self) -> &'static str {
-        match self {
-            Self::Namespace => names::FROM_NAMESPACE,
-            Self::Host => names::FROM_HOST,
-            Self::Uplink => names::FROM_UPLINK,
-        }
-    }
-
-    fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Namespace | Self::Uplink => TcAttachType::Ingress,
-            Self::Host => TcAttachType::Egress,
-        }
-    }
-}
 
 /// The pinned programs, maps and links of one host.
 #[derive(Clone, Debug)]
 pub struct Dataplane {
-    root: PathBuf,
+    pins: Pins,
     host: String,
 }
 
 impl Dataplane {
     /// The dataplane whose pins are, or will be, below `bpffs` for the host `host`.
     pub fn at(bpffs: &Path, host: &str) -> Self {
-        Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")), host: host.to_owned() }
+        Self { pins: Pins { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")) }, host: host.to_owned() }
     }
 
     /// Whether it is loaded.
     pub fn is_loaded(&self) -> bool {
-        self.root.join("programs").join(names::FROM_NAMESPACE).exists()
+        self.pins.program(names::FROM_NAMESPACE).exists()
     }
 
     /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
@@ -76,27 +43,61 @@ impl Dataplane {
         if self.is_loaded() {
             return Ok(());
         }
-        let mut ebpf = open_object(features)?;
-        // A name in a bpffs has no dots.
-        let draft = PathBuf::from(format!("{}_new", self.root.display()));
-        remove_pins(&draft)?;
-        let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
+        let draft = self.draft();
+        draft.pins.remove()?;
+        let loaded = draft.fill(features, &Object::own()?, random()?, &[]).and_then(|mut ebpf| {
             if features.cgroup {
                 // Without them the dataplane works still: `nsnet doctor` and `nsnet status` tell.
-                let _told_there = sockets::install(&mut ebpf, &draft);
+                let _told_there = sockets::install(&mut ebpf, &draft.pins.root);
             }
-            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))
+            let to = &self.pins.root;
+            fs::rename(&draft.pins.root, to).doing(|| format!("move the pins to {}", to.display()))
         });
-        if pinned.is_err() {
+        if loaded.is_err() {
             // The first error is the one to report; what cannot be removed now is removed by the next load.
-            let _reported_next_time = remove_pins(&draft);
+            let _reported_next_time = draft.pins.remove();
         }
-        pinned
+        loaded
+    }
+
+    /// The dataplane beside this one that is being made, to be moved into its place.
+    pub(super) fn draft(&self) -> Self {
+        // A name in a bpffs has no dots.
+        let root = PathBuf::from(format!("{}_new", self.pins.root.display()));
+        Self { pins: Pins { root }, host: self.host.clone() }
+    }
+
+    /// Loads the object and pins its programs and maps here, but those `reused`, whose pins are given: they get another
+    /// pin, here.
+    pub(super) fn fill(
+        &self,
+        features: Features,
+        object: &Object,
+        secret: u64,
+        reused: &[(&'static str, PathBuf)],
+    ) -> Result<Ebpf> {
+        self.pins.create()?;
+        let mut ebpf = object.load(features, secret, reused)?;
+        for name in names::PROGRAMS {
+            let pin = program_in(&mut ebpf, name)?.pin(self.pins.program(name));
+            pin.map_err(|error| refused(format!("pin program {name}"), error))?;
+        }
+        for name in names::MAPS {
+            let to = self.pins.map(name);
+            if let Some((_, from)) = reused.iter().find(|(reused, _)| *reused == name) {
+                fs::hard_link(from, &to).doing(|| format!("pin map {name}"))?;
+            } else {
+                let map = ebpf.map(name).ok_or_else(|| missing("map", name))?;
+                map.pin(to).map_err(|error| refused(format!("pin map {name}"), error))?;
+            }
+        }
+        self.pins.set_build(&Build::here(object.build(features), secret))?;
+        Ok(ebpf)
     }
 
     /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
-        let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
+        let Some(bpffs) = self.pins.root.parent() else { return self.pins.remove() };
         let entries = match fs::read_dir(bpffs) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -104,61 +105,68 @@ impl Dataplane {
         };
         let ours = format!("{}_", self.host);
         for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)) {
-            remove_pins(&entry.path())?;
+            Pins { root: entry.path() }.remove()?;
         }
         Ok(())
     }
 
+    /// Puts the pins aside, where only [`Dataplane::unload`] looks. Programs go on, but this counts as not loaded: so what
+    /// cannot be read can be taken down.
+    pub(super) fn abandon(&self) -> Result<()> {
+        let aside = PathBuf::from(format!("{}_gone", self.pins.root.display()));
+        fs::rename(&self.pins.root, &aside).doing(|| format!("move the pins to {}", aside.display()))
+    }
+
     /// Whether the programs at the host's sockets are there.
     pub fn has_socket_hooks(&self) -> bool {
-        sockets::are_installed(&self.root)
+        sockets::are_installed(&self.pins.root)
     }
 
-    /// The folder of the pinned maps.
-    pub(crate) fn maps_dir(&self) -> PathBuf {
-        self.root.join("maps")
+    /// The pins.
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
-    fn link_path(&self, port: PortId) -> PathBuf {
-        self.root.join("links").join(port.0.to_string())
+    /// Refuses pins that others could have made or changed, and those that are not what this nsnet knows.
+    pub fn check(&self) -> Result<()> {
+        self.pins.check(&Object::own()?)
     }
 
-    fn program(&self, hook: Hook) -> Result<SchedClassifier> {
-        let path = self.root.join("programs").join(hook.program());
-        SchedClassifier::from_pin(&path).map_err(|error| refused(format!("open program {}", hook.program()), error))
+    /// Which object the programs are from; `None` when they do not tell.
+    pub fn build(&self) -> Result<Option<Build>> {
+        self.pins.build()
     }
 
-    /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx.
+    /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx. Behind
+    /// that of a port stands one that drops all.
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
-        let what = || format!("attach {} to {interface}", hook.program());
-        let mut program = self.program(hook)?;
         self.detach(port)?;
-        let link = put_on(&mut program, features, interface, hook)?;
-        let link = program.take_link(link).map_err(|error| refused(what(), error))?;
-        if !features.tcx {
-            // The filter belongs to the interface and goes with it: dropping the link must not take it off.
-            std::mem::forget(link);
-            return Ok(());
+        let seat = Seat::of(port, interface, hook);
+        let Some(behind) = seat.behind() else { return seat.take(features, &self.pins, None) };
+        let is_closed = behind.is_taken_by(&Netlink::here, &self.pins)?;
+        if !is_closed {
+            self.release(port)?;
         }
-        let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
-        let pin = link.pin(self.link_path(port));
-        pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the link of {interface}"), error))
+        seat.take(features, &self.pins, is_closed.then_some(&behind))?;
+        if is_closed { Ok(()) } else { behind.take(features, &self.pins, None) }
     }
 
-    /// Takes the program of a port off. (A clsact filter goes with its interface.)
+    /// Takes the program of a port off. What stands behind it stays: see [`Dataplane::release`]. (A clsact filter goes with
+    /// its interface.)
     pub fn detach(&self, port: PortId) -> Result<()> {
-        let path = self.link_path(port);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
-            _ => Ok(()),
-        }
+        remove_link(&self.pins.link(port))
     }
 
-    /// The same for an interface that stays: the program is off when this returns.
+    /// Forgets a port whose interface is gone: nothing stands behind its program any more.
+    pub fn release(&self, port: PortId) -> Result<()> {
+        remove_link(&self.pins.closed_link(port))
+    }
+
+    /// [`Dataplane::detach`] for an interface that stays: the program is off when this returns.
     ///
     /// With the pin alone the kernel takes it off some time later. A descriptor's end is waited for (an RCU grace period).
     pub fn detach_and_wait(&self, port: PortId) -> Result<()> {
-        let held = PinnedLink::from_pin(self.link_path(port)).ok();
+        let held = PinnedLink::from_pin(self.pins.link(port)).ok();
         self.detach(port)?;
         drop(held);
         Ok(())
@@ -166,135 +174,38 @@ impl Dataplane {
 
     /// The kernel's number of a loaded program.
     pub fn program_id(&self, name: &str) -> Result<u32> {
-        let what = || format!("read the description of program {name}");
-        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
-        let info = program.and_then(|program| program.info()).map_err(|error| refused(what(), error))?;
-        Ok(info.id())
+        self.pins.program_id(name)
     }
 
     /// Whether our program is on `interface` now, as the kernel tells it.
-    pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
-        if !features.tcx {
-            // The kernel has no query for clsact filters by program; the filter lives as long as the interface.
-            return Ok(true);
-        }
-        if PinnedLink::from_pin(self.link_path(port)).is_err() {
-            return Ok(false);
-        }
-        let program = self.program(hook)?;
-        let ours = program.info().map_err(|error| refused("read a program's description", error))?.id();
-        match SchedClassifier::query_tcx(interface, hook.attach_type()) {
-            Ok((_revision, programs)) => Ok(programs.iter().any(|program| program.id() == ours)),
-            Err(_no_such_interface) => Ok(false),
-        }
+    pub fn is_attached(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+        Seat::of(port, interface, hook).is_taken_by(&Netlink::here, &self.pins)
+    }
+
+    /// Whether what a port's program lets pass, or all when that is gone, ends behind it.
+    pub fn is_closed(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+        let behind = Seat::of(port, interface, hook).behind();
+        behind.map_or(Ok(true), |behind| behind.is_taken_by(&Netlink::here, &self.pins))
     }
 }
 
-/// Puts `program` on the side of `interface` that `hook` says: a tcx link, or a clsact filter where there is no tcx.
-pub(crate) fn put_on(
-    program: &mut SchedClassifier,
-    features: Features,
-    interface: &str,
-    hook: Hook,
-) -> Result<SchedClassifierLinkId> {
-    let what = || format!("attach {} to {interface}", hook.program());
-    let options = if features.tcx {
-        TcAttachOptions::TcxOrder(LinkOrder::default())
-    } else {
-        match qdisc_add_clsact(interface) {
-            Err(error) if io_errno(&error) != Some(Errno::EEXIST) => return Err(refused(what(), error)),
-            _ => TcAttachOptions::Netlink(NlOptions::default()),
-        }
-    };
-    program.attach_with_options(interface, hook.attach_type(), options).map_err(|error| refused(what(), error))
+impl Pins {
+    /// A pinned program at a TC hook.
+    pub(super) fn classifier(&self, name: &str) -> Result<SchedClassifier> {
+        SchedClassifier::from_pin(self.program(name)).map_err(|error| refused(format!("open program {name}"), error))
+    }
+
+    /// The kernel's number of it.
+    pub(super) fn program_id(&self, name: &str) -> Result<u32> {
+        let what = || format!("read the description of program {name}");
+        let info = self.classifier(name)?.info().map_err(|error| refused(what(), error))?;
+        Ok(info.id())
+    }
 }
 
-/// Opens the embedded object with its globals set, and has the verifier accept its programs.
-pub fn open_object(features: Features) -> Result<Ebpf> {
-    open_object_with(features, random()?)
-}
-
-/// The same, with the key of the hash that NAT chooses ports by.
-pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
-    if OBJECT.is_empty() {
-        return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
-            .with_remedy("run `cargo xtask build`"));
-    }
-    let (use_peer, use_source) = (u8::from(features.redirect_peer), u8::from(features.fib_source));
-    let set_type = u8::from(!features.peer_scrubs);
-    let use_retval = u8::from(features.set_retval);
-    let cookie = NetNs::current()?.cookie()?;
-    let mut ebpf = EbpfLoader::new()
-        // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
-        .btf(None)
-        .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
-        .override_global(names::SET_PACKET_TYPE, &set_type, true)
-        .override_global(names::USE_FIB_SOURCE, &use_source, true)
-        .override_global(names::SECRET, &secret, true)
-        .override_global(names::HOST_COOKIE, &cookie, true)
-        .override_global(names::USE_SET_RETVAL, &use_retval, true)
-        .load(OBJECT)
-        .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
-    for name in names::PROGRAMS {
-        program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
-    }
-    connect_stages(&mut ebpf)?;
-    Ok(ebpf)
-}
-
-/// Enters the programs that others call where those look for them.
-fn connect_stages(ebpf: &mut Ebpf) -> Result<()> {
-    let what = |error| refused(format!("enter programs into {}", names::STAGES), error);
-    let mut stages = Vec::new();
-    for name in names::CALLED {
-        let fd = program_in(ebpf, name)?.fd().map_err(|error| refused(format!("use program {name}"), error))?;
-        stages.push(ProgramFd::try_clone(fd).doing(|| format!("use program {name}"))?);
-    }
-    let missing = || KernelError::refused(format!("find map {}", names::STAGES), "the eBPF object does not have it");
-    let mut array = ProgramArray::try_from(ebpf.map_mut(names::STAGES).ok_or_else(missing)?).map_err(what)?;
-    for (place, program) in stages.iter().enumerate() {
-        array.set(place as u32, program, 0).map_err(what)?;
-    }
-    Ok(())
-}
-
-/// 64 bits that nobody can guess.
-fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    let source = fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
-    source.doing(|| "read /dev/urandom")?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
-/// The program `name` of a loaded object.
-pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let missing = || KernelError::refused(format!("find program {name}"), "the eBPF object does not have it");
-    let program: &mut Program = ebpf.program_mut(name).ok_or_else(missing)?;
-    program.try_into().map_err(|_other_type| missing())
-}
-
-fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
-    for folder in ["programs", "maps", "links"] {
-        let folder = root.join(folder);
-        fs::create_dir_all(&folder).doing(|| format!("create {}", folder.display()))?;
-    }
-    for name in names::PROGRAMS {
-        let pin = program_in(ebpf, name)?.pin(root.join("programs").join(name));
-        pin.map_err(|error| refused(format!("pin program {name}"), error))?;
-    }
-    for name in names::MAPS {
-        let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
-        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(name));
-        pin.map_err(|error| refused(format!("pin map {name}"), error))?;
-    }
-    Ok(())
-}
-
-fn remove_pins(root: &Path) -> Result<()> {
-    match fs::remove_dir_all(root) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).doing(|| format!("remove the pins in {}", root.display()))
-        }
+fn remove_link(pin: &Path) -> Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
         _ => Ok(()),
     }
 }
@@ -307,7 +218,7 @@ pub(crate) fn refused(what: impl std::fmt::Display, error: impl std::error::Erro
     }
 }
 
-fn io_errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+pub(super) fn io_errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<io::Error>() {

@@ -15,6 +15,7 @@ use super::reserved;
 use super::sockets;
 use super::steps;
 use super::store::{BPFFS, Store};
+use super::upgrade;
 use super::uplink;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
@@ -107,14 +108,7 @@ impl Host {
         repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
     ) -> std::result::Result<T, anyhow::Error> {
         let store = Store::locked(&self.key)?;
-        let record = store.load()?;
-        if !record.under_way.is_empty() {
-            // Undoing is harmless for steps that were not begun, so all are undone.
-            let undone = self.take_back(&record.under_way);
-            store.save(&record.state, &[])?;
-            undone?;
-        }
-        let old = record.state;
+        let old = self.recover(&store)?;
         let mut new = old.clone();
         let answer = edit(&mut new)?;
         if new.networks != old.networks {
@@ -130,10 +124,37 @@ impl Host {
             return Ok(answer);
         }
         self.check_possible(&steps)?;
+        self.check_pins(&steps)?;
         store.save(&old, &steps)?;
         let outcome = self.carry_out(&steps);
         store.save(if outcome.is_ok() { &new } else { &old }, &[])?;
         outcome.map(|()| answer).map_err(Into::into)
+    }
+
+    /// The state that the host is in, when what was cut off has been undone.
+    pub(super) fn recover(&self, store: &Store) -> Result<State> {
+        let record = store.load()?;
+        upgrade::settle(self, &record.state)?;
+        if !record.under_way.is_empty() {
+            // Undoing is harmless for steps that were not begun, so all are undone.
+            let undone = self.take_back(&record.under_way);
+            store.save(&record.state, &[])?;
+            undone?;
+        }
+        Ok(record.state)
+    }
+
+    /// Refuses to work with pins that are not what this nsnet knows, unless that is to take all of them down.
+    fn check_pins(&self, steps: &[Step]) -> Result<()> {
+        if !self.dataplane.is_loaded() {
+            return Ok(());
+        }
+        match self.dataplane.check() {
+            Err(_whatever_it_is) if steps.contains(&Step::UnloadDataplane) && !steps.contains(&Step::LoadDataplane) => {
+                self.dataplane.abandon()
+            }
+            other => other,
+        }
     }
 
     /// Nothing is changed before it is known that it can be done.

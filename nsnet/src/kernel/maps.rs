@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use ipnet::IpNet;
+use nix::errno::Errno;
 use nsnet_common::layout::{
     AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
     StationKey, SubnetKey, Traffic, Usage, names,
@@ -17,6 +17,7 @@ use nsnet_common::wire::{IpAddress, Mac};
 
 use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
+use super::pins::{Pins, UPGRADE};
 
 /// What all CPUs together have counted, by port and reason.
 pub type Drops = BTreeMap<(PortId, u16), Traffic>;
@@ -24,13 +25,13 @@ pub type Drops = BTreeMap<(PortId, u16), Traffic>;
 /// The pinned maps of one host.
 #[derive(Debug)]
 pub struct Maps {
-    folder: PathBuf,
+    pins: Pins,
 }
 
 impl Maps {
     /// The maps of a loaded dataplane.
     pub fn of(dataplane: &Dataplane) -> Self {
-        Self { folder: dataplane.maps_dir() }
+        Self { pins: dataplane.pins().clone() }
     }
 
     pub(super) fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &str, kind: fn(MapData) -> Map) -> Result<M> {
@@ -39,7 +40,11 @@ impl Maps {
 
     /// A map without its types.
     pub(super) fn data(&self, name: &str) -> Result<MapData> {
-        MapData::from_pin(self.folder.join(name)).map_err(|error| refused(format!("open map {name}"), error))
+        MapData::from_pin(self.pins.map(name)).map_err(|error| {
+            let error = refused(format!("open map {name}"), error);
+            // Of another version, or of an nsnet that knew it not.
+            if error.errno() == Some(Errno::ENOENT) { error.with_remedy(UPGRADE) } else { error }
+        })
     }
 
     fn ports(&self) -> Result<Array<MapData, Port>> {

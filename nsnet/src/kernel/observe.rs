@@ -11,7 +11,7 @@ use super::publish;
 use super::steps::{host_port, namespace_port};
 use super::{policy, uplink};
 use crate::model::state::{Attachment, Cable, Network, Route, State};
-use nsnet_common::layout::{NetworkId, Port};
+use nsnet_common::layout::{NetworkId, Port, PortId};
 
 /// One difference between the desired state and the kernel's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,12 @@ pub struct Drift {
 /// Every difference.
 pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
     let mut found = Vec::new();
+    if host.dataplane.is_loaded()
+        && let Err(error) = host.dataplane.check()
+    {
+        // Nothing that depends on it can be told.
+        return Ok(vec![Drift { object: "dataplane".to_owned(), what: error.to_string() }]);
+    }
     let mut note = |object: String, faults: Vec<String>| {
         found.extend(faults.into_iter().map(|what| Drift { object: object.clone(), what }));
     };
@@ -70,9 +76,7 @@ pub fn network_faults(host: &Host, network: &Network) -> Result<Vec<String>> {
     let expected =
         Interface { name: network.name.as_str(), mac: Some(network.mac.0), mtu: network.mtu, addresses: &addresses };
     faults.extend(interface_faults(&host.netlink, &expected)?);
-    if !host.dataplane.is_attached(host.features, network.port(), network.name.as_str(), Hook::Host)? {
-        faults.push(format!("its program is not on {}", network.name));
-    }
+    faults.extend(hook_faults(host, network.port(), network.name.as_str(), Hook::Host)?);
     for subnet in &network.subnets {
         if host.maps().subnet(&subnet.net)? != Some(network.id()) {
             faults.push(format!("subnet {} is not in the dataplane", subnet.net));
@@ -98,11 +102,20 @@ pub fn attachment_faults(host: &Host, port: &Attachment, network: &Network) -> R
     faults.extend(interface_faults(&host.netlink, &outer)?);
     let inner = Interface { name: &port.inner, mac: Some(port.mac.0), mtu: network.mtu, addresses: &port.ips };
     faults.extend(interface_faults(&Netlink::inside(&ns)?, &inner)?);
-    if !host.dataplane.is_attached(host.features, port.port(), &port.outer, Hook::Namespace)? {
-        faults.push(format!("its program is not on {}", port.outer));
-    }
+    faults.extend(hook_faults(host, port.port(), &port.outer, Hook::Namespace)?);
     let addresses = network.with_link_local(&port.ips, port.mac);
     faults.extend(port_faults(host, &namespace_port(port, network), &addresses, network.id())?);
+    Ok(faults)
+}
+
+fn hook_faults(host: &Host, port: PortId, interface: &str, hook: Hook) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    if !host.dataplane.is_attached(port, interface, hook)? {
+        faults.push(format!("its program is not on {interface}"));
+    }
+    if !host.dataplane.is_closed(port, interface, hook)? {
+        faults.push(format!("nothing on {interface} stops frames should its program go"));
+    }
     Ok(faults)
 }
 

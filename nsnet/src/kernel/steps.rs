@@ -148,7 +148,8 @@ fn delete_network(host: &Host, network: &Network) -> Result<()> {
         maps.clear_policy(network.id())?;
         host.dataplane.detach(network.port())?;
     }
-    host.netlink.delete_link(network.port().ifindex()).map(|_was_there| ())
+    host.netlink.delete_link(network.port().ifindex())?;
+    host.dataplane.release(network.port())
 }
 
 fn attach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
@@ -191,8 +192,9 @@ fn detach(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
         // When nobody can open more.
         host.maps().forget_flows(port.port(), network.id(), &port.ips)?;
     }
-    // With the host's end goes the one in the namespace, if that is still there.
-    host.netlink.delete_link(port.port().ifindex()).map(|_was_there| ())
+    // With the host's end goes the one in the namespace, if that is still there. Until then nothing gets past it.
+    host.netlink.delete_link(port.port().ifindex())?;
+    host.dataplane.release(port.port())
 }
 
 fn add_cable(host: &Host, cable: &Cable) -> Result<()> {

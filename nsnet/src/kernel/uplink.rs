@@ -62,7 +62,7 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
     if !host.dataplane.is_loaded() {
         return Ok(());
     }
-    if !is_attached(host, uplink, &link.name)? {
+    if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
         take_off(host, uplink)?;
         host.dataplane.attach(host.features, uplink.port(), &link.name, Hook::Uplink)?;
     }
@@ -93,15 +93,6 @@ fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
     Ok(())
 }
 
-/// Whether our program is on the interface, as the kernel tells it.
-fn is_attached(host: &Host, uplink: &Uplink, interface: &str) -> Result<bool> {
-    if host.features.tcx {
-        return host.dataplane.is_attached(host.features, uplink.port(), interface, Hook::Uplink);
-    }
-    let ours = host.dataplane.program_id(names::FROM_UPLINK)?;
-    Ok(host.netlink.bpf_filters(uplink.ifindex)?.iter().any(|filter| filter.program == ours))
-}
-
 /// What is wrong with an uplink.
 pub(crate) fn faults(host: &Host, uplink: &Uplink) -> Result<Vec<String>> {
     if !host.dataplane.is_loaded() {
@@ -111,7 +102,7 @@ pub(crate) fn faults(host: &Host, uplink: &Uplink) -> Result<Vec<String>> {
         return Ok(vec!["the interface is gone".to_owned()]);
     };
     let mut faults = Vec::new();
-    if !is_attached(host, uplink, &link.name)? {
+    if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
         faults.push(format!("its program is not on {}", link.name));
     }
     match host.maps().port(uplink.port())? {

@@ -1,0 +1,211 @@
+//! Other programs in the place of those that are loaded, while packets go on.
+//!
+//! ```text
+//!   the object tried on maps of its own      selfcheck.rs
+//!   <host>_v2_new/   made beside <host>_v2/  programs; maps, most of them the same ones; links, which are the same ones
+//!   maps of another size copied              migrate.rs
+//!   each hook's program replaced             from one frame to the next; a frame that is under way ends where it began,
+//!                                            since each set of programs has its own STAGES
+//!   the two folders exchanged                the one moment from which on the new ones are *the* programs
+//!   the old folder removed
+//! ```
+//! Whatever fails before the exchange is undone by giving each hook the program of the folder `<host>_v2/`, and so is
+//! what was killed: that is [`settle`], with which the next verb begins.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nsnet_common::layout::names;
+
+use super::bpf;
+use super::cgroup;
+use super::error::{Doing as _, KernelError, Result};
+use super::hooks::{Hook, Seat, hand_over_link};
+use super::host::Host;
+use super::migrate::{self, CONVERSIONS, Plan};
+use super::netlink::Netlink;
+use super::object::{BuildId, Object, random};
+use super::pins::{Build, Pins};
+use super::sockets;
+use super::store::Store;
+use super::trial::trial;
+use crate::model::state::State;
+
+/// What the user allows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed {
+    /// To replace programs by the same ones.
+    pub same: bool,
+    /// To lose what breaks connections.
+    pub loss: bool,
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// There is nothing to replace.
+    NotLoaded,
+    /// The programs are this nsnet's already.
+    Current(BuildId),
+    /// They are now.
+    Upgraded(Upgraded),
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Upgraded {
+    /// What was there; `None` when it did not tell.
+    pub from: Option<Build>,
+    /// What is there.
+    pub to: BuildId,
+    /// Programs at hooks that were replaced.
+    pub hooks: usize,
+    /// What became of the maps.
+    pub plan: Plan,
+}
+
+/// Replaces the programs of `host` by this nsnet's.
+pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
+    let store = Store::locked(&host.key)?;
+    let state = host.recover(&store)?;
+    if !host.dataplane.is_loaded() {
+        return Ok(Outcome::NotLoaded);
+    }
+    let (old, object) = (host.dataplane.pins(), Object::own()?);
+    let (from, to) = (old.build()?, object.build(host.features));
+    old.check_owner()?;
+    let plan = Plan::new(old, &object.definitions()?, &CONVERSIONS)?;
+    if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(&object).is_ok() {
+        return Ok(Outcome::Current(to));
+    }
+    if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
+        let why = format!("this nsnet keeps them in another form, and what is there would be lost: {loss}");
+        return Err(KernelError::refused("upgrade", why).with_remedy("--allow-loss does it all the same"));
+    }
+    trial(host.features)?;
+    let upgraded = Upgraded { from, to, hooks: 0, plan };
+    match replace(host, &state, &object, upgraded) {
+        Ok(upgraded) => Ok(Outcome::Upgraded(upgraded)),
+        Err(error) => match settle(host, &state) {
+            Ok(()) => Err(error),
+            Err(left) => Err(KernelError::refused("upgrade", format!("{error}; and taking it back: {left}"))),
+        },
+    }
+}
+
+/// Ends an upgrade that was cut off: what the folder of the dataplane has is right.
+pub(super) fn settle(host: &Host, state: &State) -> Result<()> {
+    let draft = host.dataplane.draft();
+    let (old, new) = (host.dataplane.pins(), draft.pins());
+    if !new.root.exists() {
+        return Ok(());
+    }
+    if host.dataplane.is_loaded() {
+        hand_over(&seats(host, state)?, old, new, old)?;
+        // What goes with the folder may be in use by a frame yet.
+        bpf::wait_for_runs();
+    }
+    new.remove()
+}
+
+fn replace(host: &Host, state: &State, object: &Object, upgraded: Upgraded) -> Result<Upgraded> {
+    let draft = host.dataplane.draft();
+    let (old, new) = (host.dataplane.pins(), draft.pins());
+    let secret = upgraded.from.as_ref().map_or_else(random, |build| Ok(build.secret))?;
+    let seats = seats(host, state)?;
+    let mut ebpf = draft.fill(host.features, object, secret, &migrate::kept(&upgraded.plan, old))?;
+    let with_sockets = match sockets::load(&mut ebpf) {
+        Ok(()) => names::SOCKET_PROGRAMS
+            .into_iter()
+            .try_for_each(|name| sockets::pin_program(&mut ebpf, name, &new.root))
+            .map(|()| true),
+        // They are an extra, but what is there is not taken away.
+        Err(error) if host.dataplane.has_socket_hooks() => Err(error),
+        Err(_as_before) => Ok(false),
+    }?;
+    keep_links(&seats, old, new)?;
+    let mut copies = migrate::copied(&upgraded.plan, old, new)?;
+    copies.iter_mut().try_for_each(migrate::Copying::begin)?;
+    let hooks = hand_over(&seats, old, old, new)?;
+    for seat in seats.iter().filter(|seat| seat.link(new).exists()) {
+        if !seat.is_taken_by(&Netlink::here, new)? {
+            let why = "another program is there than was put there";
+            return Err(KernelError::refused(format!("upgrade {}", seat.interface), why));
+        }
+    }
+    // From here on the old maps stay as they are, and nobody calls the old programs.
+    bpf::wait_for_runs();
+    // What is small, and about connections that are just beginning, first.
+    copies.iter_mut().rev().try_for_each(migrate::Copying::finish)?;
+    add_missing(host, &seats, new)?;
+    if with_sockets && host.features.cgroup && !sockets::are_installed(&new.root) {
+        // As when a dataplane is loaded: `nsnet doctor` tells.
+        let _told_there = add_sockets(&mut ebpf, new);
+    }
+    exchange(&new.root, &old.root)?;
+    // Now the old ones are there; what cannot be removed is removed by the next verb.
+    let _removed_later = new.remove();
+    Ok(Upgraded { hooks, ..upgraded })
+}
+
+/// Everywhere that a program of ours is, or should be.
+fn seats(host: &Host, state: &State) -> Result<Vec<Seat>> {
+    let names: HashMap<u32, String> = host.netlink.links()?.into_iter().map(|link| (link.index, link.name)).collect();
+    let networks = state.networks.values().map(|network| (network.port(), network.port().ifindex(), Hook::Host));
+    let ports = state.attachments.iter().map(|port| (port.port(), port.port().ifindex(), Hook::Namespace));
+    let uplinks = state.uplinks.iter().map(|uplink| (uplink.port(), uplink.ifindex, Hook::Uplink));
+    let all = ports.chain(networks).chain(uplinks);
+    let seat = |(port, index, hook)| names.get(&index).map(|interface| Seat::of(port, interface, hook));
+    Ok(all.filter_map(seat).flat_map(|seat| seat.behind().into_iter().chain([seat]).collect::<Vec<_>>()).collect())
+}
+
+/// Has the programs of `to` take the places of those of `from`; how many did. `links` has the pins of the links.
+fn hand_over(seats: &[Seat], links: &Pins, from: &Pins, to: &Pins) -> Result<usize> {
+    let mut count = 0;
+    for seat in seats.iter().filter(|seat| to.program(seat.program()).exists()) {
+        count += usize::from(seat.hand_over(&Netlink::here, links, from, to)?);
+    }
+    for name in names::SOCKET_PROGRAMS.into_iter().filter(|name| to.program(name).exists()) {
+        let replaced = hand_over_link(&links.links().join(name), &to.program(name));
+        count += usize::from(replaced.map_err(|errno| KernelError::new(format!("replace program {name}"), errno))?);
+    }
+    Ok(count)
+}
+
+/// Gives the links that are there another pin.
+fn keep_links(seats: &[Seat], old: &Pins, new: &Pins) -> Result<()> {
+    let of_seats = seats.iter().map(|seat| (seat.link(old), seat.link(new)));
+    let of_sockets = names::SOCKET_PROGRAMS.into_iter().map(|name| (old.links().join(name), new.links().join(name)));
+    for (from, to) in of_seats.chain(of_sockets).filter(|(from, _)| from.exists()) {
+        fs::hard_link(&from, &to).doing(|| format!("pin the link {}", to.display()))?;
+    }
+    Ok(())
+}
+
+/// Puts behind each port's program what an older dataplane did not have there.
+fn add_missing(host: &Host, seats: &[Seat], new: &Pins) -> Result<()> {
+    for seat in seats {
+        if let Some(behind) = seat.behind().filter(|behind| behind != seat)
+            && seat.is_taken_by(&Netlink::here, new)?
+            && !behind.is_taken_by(&Netlink::here, new)?
+        {
+            behind.take(host.features, new, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_sockets(ebpf: &mut aya::Ebpf, new: &Pins) -> Result<()> {
+    let cgroup = cgroup::root()?;
+    let missing = names::SOCKET_PROGRAMS.into_iter().filter(|name| !new.links().join(name).exists());
+    missing.into_iter().try_for_each(|name| sockets::install_link(ebpf, name, &cgroup, &new.root))
+}
+
+/// One takes the other's name (Linux 5.17, commit 6429e46304ac).
+fn exchange(one: &Path, other: &Path) -> Result<()> {
+    let exchanged = renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE);
+    exchanged.map_err(|errno: Errno| KernelError::new(format!("move the pins to {}", other.display()), errno))
+}
