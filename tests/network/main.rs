@@ -19,7 +19,7 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal
+//!   networks   apart, opened and internal             upgrade    other programs while packets go on (stream)
 //! ```
 
 mod addresses;
@@ -52,6 +52,8 @@ mod reach;
 mod scenarios;
 mod shot;
 mod sockets;
+mod stream;
 mod switching;
 mod traffic;
+mod upgrade;
 mod world;

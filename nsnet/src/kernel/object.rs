@@ -53,6 +53,11 @@ impl Object {
         Ok(Self { bytes: Cow::Borrowed(EMBEDDED) })
     }
 
+    /// The ELF file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Which programs they are when they are loaded with these features. FNV-1a: against mistakes, not an adversary.
     pub fn build(&self, features: Features) -> BuildId {
         let bytes = self.bytes.iter().copied().chain(switches(features).map(|(_, on)| on));

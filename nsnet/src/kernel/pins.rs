@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::ProgramInfo;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya_obj::generated::bpf_prog_type::{BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_PROG_TYPE_SCHED_CLS};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
@@ -204,6 +205,13 @@ pub(super) fn check_map(path: &Path, found: &Definition, wanted: &Definition) ->
         return Ok(());
     }
     Err(wrong(path, format_args!("it is a {found}, not a {wanted}")).with_remedy(CLEAR))
+}
+
+/// Refuses what is no link.
+pub(super) fn check_link(path: &Path) -> Result<()> {
+    let what = |error| wrong(path, format_args!("it is no link ({error})")).with_remedy(CLEAR);
+    let link = PinnedLink::from_pin(path).map_err(|error| what(refused("open it", error)))?;
+    FdLink::from(link).info().map_err(|error| what(refused("ask the kernel", error))).map(|_info| ())
 }
 
 fn wrong(path: &Path, why: impl std::fmt::Display) -> KernelError {

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use aya::Ebpf;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nsnet_common::layout::names;
@@ -28,7 +29,7 @@ use super::host::Host;
 use super::migrate::{self, CONVERSIONS, Plan};
 use super::netlink::Netlink;
 use super::object::{BuildId, Object, random};
-use super::pins::{Build, Pins};
+use super::pins::{Build, Pins, check_link};
 use super::sockets;
 use super::store::Store;
 use super::trial::trial;
@@ -86,13 +87,21 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
         return Err(KernelError::refused("upgrade", why).with_remedy("--allow-loss does it all the same"));
     }
     trial(host.features)?;
-    let upgraded = Upgraded { from, to, hooks: 0, plan };
-    match replace(host, &state, &object, upgraded) {
-        Ok(upgraded) => Ok(Outcome::Upgraded(upgraded)),
-        Err(error) => match settle(host, &state) {
-            Ok(()) => Err(error),
-            Err(left) => Err(KernelError::refused("upgrade", format!("{error}; and taking it back: {left}"))),
-        },
+    let seats = seats(host, &state)?;
+    let new = host.dataplane.draft().pins().clone();
+    let secret = from.as_ref().map_or_else(random, |build| Ok(build.secret))?;
+    let prepared = prepare(host, &seats, &object, secret, &plan);
+    let mut ebpf = prepared.or_else(|error| taken_back(error, new.remove()))?;
+    let hooks = replace(host, &seats, &plan, &mut ebpf).or_else(|error| taken_back(error, settle(host, &state)))?;
+    // Now the old ones are there. What cannot be removed is removed by the next verb.
+    let _removed_later = new.remove();
+    Ok(Outcome::Upgraded(Upgraded { from, to, hooks, plan }))
+}
+
+fn taken_back<T>(error: KernelError, outcome: Result<()>) -> Result<T> {
+    match outcome {
+        Ok(()) => Err(error),
+        Err(left) => Err(KernelError::refused("upgrade", format!("{error}; and taking it back: {left}"))),
     }
 }
 
@@ -103,33 +112,36 @@ pub(super) fn settle(host: &Host, state: &State) -> Result<()> {
     if !new.root.exists() {
         return Ok(());
     }
-    if host.dataplane.is_loaded() {
-        hand_over(&seats(host, state)?, old, new, old)?;
-        // What goes with the folder may be in use by a frame yet.
-        bpf::wait_for_runs();
-    }
-    new.remove()
+    let settled = if host.dataplane.is_loaded() { hand_over(&seats(host, state)?, old, new, old) } else { Ok(0) };
+    // What goes with the folder may be in use by a frame yet.
+    bpf::wait_for_runs();
+    // In any case, so that no verb finds the same again.
+    new.remove().and(settled.map(|_count| ()))
 }
 
-fn replace(host: &Host, state: &State, object: &Object, upgraded: Upgraded) -> Result<Upgraded> {
+/// Makes the new folder, and touches nothing that is there.
+fn prepare(host: &Host, seats: &[Seat], object: &Object, secret: u64, plan: &Plan) -> Result<Ebpf> {
     let draft = host.dataplane.draft();
     let (old, new) = (host.dataplane.pins(), draft.pins());
-    let secret = upgraded.from.as_ref().map_or_else(random, |build| Ok(build.secret))?;
-    let seats = seats(host, state)?;
-    let mut ebpf = draft.fill(host.features, object, secret, &migrate::kept(&upgraded.plan, old))?;
-    let with_sockets = match sockets::load(&mut ebpf) {
-        Ok(()) => names::SOCKET_PROGRAMS
-            .into_iter()
-            .try_for_each(|name| sockets::pin_program(&mut ebpf, name, &new.root))
-            .map(|()| true),
-        // They are an extra, but what is there is not taken away.
-        Err(error) if host.dataplane.has_socket_hooks() => Err(error),
-        Err(_as_before) => Ok(false),
-    }?;
-    keep_links(&seats, old, new)?;
-    let mut copies = migrate::copied(&upgraded.plan, old, new)?;
+    let mut ebpf = draft.fill(host.features, object, secret, &migrate::kept(plan, old))?;
+    let pinned = sockets::load(&mut ebpf).and_then(|()| {
+        names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| sockets::pin_program(&mut ebpf, name, &new.root))
+    });
+    // They are an extra, but what is there is not taken away.
+    if host.dataplane.has_socket_hooks() {
+        pinned?;
+    }
+    keep_links(seats, old, new)?;
+    Ok(ebpf)
+}
+
+/// Gives each hook its new program, and makes the new folder the dataplane's; how many programs were replaced.
+fn replace(host: &Host, seats: &[Seat], plan: &Plan, ebpf: &mut Ebpf) -> Result<usize> {
+    let draft = host.dataplane.draft();
+    let (old, new) = (host.dataplane.pins(), draft.pins());
+    let mut copies = migrate::copied(plan, old, new)?;
     copies.iter_mut().try_for_each(migrate::Copying::begin)?;
-    let hooks = hand_over(&seats, old, old, new)?;
+    let hooks = hand_over(seats, old, old, new)?;
     for seat in seats.iter().filter(|seat| seat.link(new).exists()) {
         if !seat.is_taken_by(&Netlink::here, new)? {
             let why = "another program is there than was put there";
@@ -140,15 +152,13 @@ fn replace(host: &Host, state: &State, object: &Object, upgraded: Upgraded) -> R
     bpf::wait_for_runs();
     // What is small, and about connections that are just beginning, first.
     copies.iter_mut().rev().try_for_each(migrate::Copying::finish)?;
-    add_missing(host, &seats, new)?;
-    if with_sockets && host.features.cgroup && !sockets::are_installed(&new.root) {
+    add_missing(host, seats, new)?;
+    if host.features.cgroup && !sockets::are_installed(&new.root) {
         // As when a dataplane is loaded: `nsnet doctor` tells.
-        let _told_there = add_sockets(&mut ebpf, new);
+        let _told_there = add_sockets(ebpf, new);
     }
     exchange(&new.root, &old.root)?;
-    // Now the old ones are there; what cannot be removed is removed by the next verb.
-    let _removed_later = new.remove();
-    Ok(Upgraded { hooks, ..upgraded })
+    Ok(hooks)
 }
 
 /// Everywhere that a program of ours is, or should be.
@@ -162,24 +172,27 @@ fn seats(host: &Host, state: &State) -> Result<Vec<Seat>> {
     Ok(all.filter_map(seat).flat_map(|seat| seat.behind().into_iter().chain([seat]).collect::<Vec<_>>()).collect())
 }
 
-/// Has the programs of `to` take the places of those of `from`; how many did. `links` has the pins of the links.
+/// Has the programs of `to` take the places of those of `from`; how many did. `links` has the pins of the links. Goes on
+/// after an error, and reports the first.
 fn hand_over(seats: &[Seat], links: &Pins, from: &Pins, to: &Pins) -> Result<usize> {
-    let mut count = 0;
-    for seat in seats.iter().filter(|seat| to.program(seat.program()).exists()) {
-        count += usize::from(seat.hand_over(&Netlink::here, links, from, to)?);
-    }
-    for name in names::SOCKET_PROGRAMS.into_iter().filter(|name| to.program(name).exists()) {
+    let of_seats = seats
+        .iter()
+        .filter(|seat| to.program(seat.program()).exists())
+        .map(|seat| seat.hand_over(&Netlink::here, links, from, to));
+    let of_sockets = names::SOCKET_PROGRAMS.into_iter().filter(|name| to.program(name).exists()).map(|name| {
         let replaced = hand_over_link(&links.links().join(name), &to.program(name));
-        count += usize::from(replaced.map_err(|errno| KernelError::new(format!("replace program {name}"), errno))?);
-    }
-    Ok(count)
+        replaced.map_err(|errno| KernelError::new(format!("replace program {name}"), errno))
+    });
+    let outcomes: Vec<Result<bool>> = of_seats.chain(of_sockets).collect();
+    outcomes.into_iter().try_fold(0, |count, is_there| Ok(count + usize::from(is_there?)))
 }
 
-/// Gives the links that are there another pin.
+/// Gives the links that are there another pin. Refuses what is no link.
 fn keep_links(seats: &[Seat], old: &Pins, new: &Pins) -> Result<()> {
     let of_seats = seats.iter().map(|seat| (seat.link(old), seat.link(new)));
     let of_sockets = names::SOCKET_PROGRAMS.into_iter().map(|name| (old.links().join(name), new.links().join(name)));
     for (from, to) in of_seats.chain(of_sockets).filter(|(from, _)| from.exists()) {
+        check_link(&from)?;
         fs::hard_link(&from, &to).doing(|| format!("pin the link {}", to.display()))?;
     }
     Ok(())
@@ -198,7 +211,7 @@ fn add_missing(host: &Host, seats: &[Seat], new: &Pins) -> Result<()> {
     Ok(())
 }
 
-fn add_sockets(ebpf: &mut aya::Ebpf, new: &Pins) -> Result<()> {
+fn add_sockets(ebpf: &mut Ebpf, new: &Pins) -> Result<()> {
     let cgroup = cgroup::root()?;
     let missing = names::SOCKET_PROGRAMS.into_iter().filter(|name| !new.links().join(name).exists());
     missing.into_iter().try_for_each(|name| sockets::install_link(ebpf, name, &cgroup, &new.root))
