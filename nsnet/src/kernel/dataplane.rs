@@ -13,7 +13,7 @@ use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 pub use super::hooks::Hook;
-use super::hooks::Seat;
+use super::hooks::{Order, Seat};
 use super::netlink::Netlink;
 pub use super::object::{Object, open_object, open_object_with, program_in};
 use super::object::{missing, random};
@@ -142,13 +142,13 @@ impl Dataplane {
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
         self.detach(port)?;
         let seat = Seat::of(port, interface, hook);
-        let Some(behind) = seat.behind() else { return seat.take(features, &self.pins, None) };
+        let Some(behind) = seat.behind() else { return seat.take(features, &self.pins, Order::Last) };
         let is_closed = behind.is_taken_by(&Netlink::here, &self.pins)?;
         if !is_closed {
             self.release(port)?;
         }
-        seat.take(features, &self.pins, is_closed.then_some(&behind))?;
-        if is_closed { Ok(()) } else { behind.take(features, &self.pins, None) }
+        seat.take(features, &self.pins, if is_closed { Order::Before(&behind, &self.pins) } else { Order::Last })?;
+        if is_closed { Ok(()) } else { behind.take(features, &self.pins, Order::Last) }
     }
 
     /// Takes the program of a port off. What stands behind it stays: see [`Dataplane::release`]. (A clsact filter goes with

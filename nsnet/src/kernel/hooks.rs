@@ -62,6 +62,17 @@ pub(crate) struct Seat {
     is_behind: bool,
 }
 
+/// Where among the programs of a hook one is put. (Filters have priorities of their own.)
+#[derive(Clone, Copy)]
+pub(super) enum Order<'a> {
+    /// Behind all that are there.
+    Last,
+    /// Just before the program of this seat, whose link is among these pins.
+    Before(&'a Seat, &'a Pins),
+    /// Just behind it.
+    After(&'a Seat, &'a Pins),
+}
+
 /// How to get hold of netlink, for those that need it: few do.
 pub(super) type Ask<'a> = &'a dyn Fn() -> Result<Netlink>;
 
@@ -86,23 +97,22 @@ impl Seat {
         if self.is_behind { pins.closed_link(self.port) } else { pins.link(self.port) }
     }
 
-    /// Puts the program there, before the one at `behind` or as the last.
-    pub(super) fn take(&self, features: Features, pins: &Pins, behind: Option<&Self>) -> Result<()> {
+    /// Puts the program there, as the last or beside another's link.
+    pub(super) fn take(&self, features: Features, pins: &Pins, order: Order<'_>) -> Result<()> {
         let what = || format!("attach {} to {}", self.program(), self.interface);
         let mut program = pins.classifier(self.program())?;
         // An order names a link by its descriptor, which is to be open yet when it is used.
-        let held = match behind {
-            Some(behind) if features.tcx => Some(behind.open_link(pins)?),
-            Some(_) | None => None,
+        let neighbour = match order {
+            Order::Before(seat, pins) | Order::After(seat, pins) if features.tcx => Some(seat.open_link(pins)?),
+            Order::Before(..) | Order::After(..) | Order::Last => None,
         };
-        let options = match &held {
-            _ if !features.tcx => self.netlink_options(),
-            Some(link) => {
-                let order = LinkOrder::before_link(link).map_err(|error| refused(what(), error))?;
-                TcAttachOptions::TcxOrder(order)
-            }
-            None => TcAttachOptions::TcxOrder(LinkOrder::default()),
+        let options = match (&neighbour, order) {
+            _ if !features.tcx => Ok(self.netlink_options()),
+            (Some(link), Order::Before(..)) => LinkOrder::before_link(link).map(TcAttachOptions::TcxOrder),
+            (Some(link), Order::After(..)) => LinkOrder::after_link(link).map(TcAttachOptions::TcxOrder),
+            (Some(_) | None, Order::Last) | (None, _) => Ok(TcAttachOptions::TcxOrder(LinkOrder::default())),
         };
+        let options = options.map_err(|error| refused(what(), error))?;
         let link = match put(&mut program, &self.interface, self.hook, options) {
             // What drops all may be any that does.
             Err(error) if self.is_behind && error.errno() == Some(Errno::EEXIST) => return Ok(()),
@@ -117,6 +127,11 @@ impl Seat {
         let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
         let pin = link.pin(self.link(pins));
         pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the link of {}", self.interface), error))
+    }
+
+    /// Whether it is at an uplink, by a link.
+    pub(super) fn is_uplink_by_link(&self, pins: &Pins) -> bool {
+        self.hook == Hook::Uplink && self.link(pins).exists()
     }
 
     fn open_link(&self, pins: &Pins) -> Result<SchedClassifierLink> {

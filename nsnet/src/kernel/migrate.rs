@@ -1,14 +1,14 @@
 //! What becomes of each map when other programs take over: most are theirs, too; some are copied while packets go on.
 //!
-//! A hash is copied in two passes around the change of programs:
+//! A hash is copied in passes around the change of programs:
 //! ```text
 //!   begin()    every entry, while the old programs use the old map
-//!              the programs change, and the last run of an old one ends
-//!   finish()   what came into the old map since then goes into the new one, unless the new programs have made it
-//!              themselves; what went from the old one since then goes from the new one
+//!   follow()   what has come into the old map since then comes into the new one, unless the new programs have made it
+//!              themselves; what has gone from the old one goes from the new one: just before the programs change,
+//!              just after, and when the last run of an old one has ended
 //! ```
-//! So an entry is lost by neither, nor lives twice. What alone changed *within* an entry between the two passes (a
-//! few milliseconds: the stamp of a flow, a counter) is as the first pass found it.
+//! So an entry is lost by neither, nor lives twice. What alone changed *within* an entry after it was copied (the
+//! stamp of a flow, a counter) is as the first pass found it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -225,29 +225,34 @@ impl Copying {
         Ok(())
     }
 
-    /// Follows what has changed in the old map, in which nothing changes any more.
-    pub fn finish(&mut self) -> Result<()> {
+    /// Follows what has changed in the old map since the last pass.
+    pub fn follow(&mut self) -> Result<()> {
         if !self.is_hash() {
             return Ok(());
         }
         let (from, to) = (raw(&self.from, &self.from_kind)?, raw(&self.to, &self.to_kind)?);
         let (name, conversion) = (self.name, self.conversion);
-        for_each_raw(from, name, |key, value| put(name, to, conversion, key, value, true).map(|_made| ()))?;
-        let what = || format!("copy map {name}");
+        let failed = |errno| KernelError::new(format!("copy map {name}"), errno);
+        // A key of the new layout does not depend on the value.
+        let nothing = vec![0; value_size(&self.from_kind)?];
         for key in self.seen.chunks_exact(self.from_kind.key_size as usize) {
-            if from.has(key).map_err(|errno| KernelError::new(what(), errno))? {
+            if from.has(key).map_err(failed)? {
                 continue;
             }
-            // A key of the new layout does not depend on the value.
-            let value = vec![0; value_size(&self.from_kind)?];
             let gone = match conversion {
-                Some(way) => (way.entry)(key, &value).map(|(key, _)| key),
+                Some(way) => (way.entry)(key, &nothing).map(|(key, _)| key),
                 None => Some(key.to_vec()),
             };
             if let Some(gone) = gone {
-                to.remove(&gone).map_err(|errno| KernelError::new(what(), errno))?;
+                to.remove(&gone).map_err(failed)?;
             }
         }
+        let mut seen = Vec::with_capacity(self.seen.len());
+        for_each_raw(from, name, |key, value| {
+            seen.extend_from_slice(key);
+            put(name, to, conversion, key, value, true).map(|_made| ())
+        })?;
+        self.seen = seen;
         Ok(())
     }
 }
@@ -304,8 +309,7 @@ pub(super) fn copied(plan: &Plan, old: &Pins, new: &Pins) -> Result<Vec<Copying>
             copies.push(Copying::new(name, &from, &new.map(name), *conversion)?);
         }
     }
-    // Arrays last, because they are copied once: the less time from then until the programs change. And what is small
-    // and changes with each connection after what is large and does not.
-    copies.sort_by_key(|copy| (!copy.is_hash(), !matches!(copy.name, names::FLOWS4 | names::FLOWS6)));
+    // What is small, and about connections that are just beginning, before what is large.
+    copies.sort_by_key(|copy| matches!(copy.name, names::FLOWS4 | names::FLOWS6));
     Ok(copies)
 }

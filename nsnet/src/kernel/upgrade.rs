@@ -24,9 +24,9 @@ use nsnet_common::layout::names;
 use super::bpf;
 use super::cgroup;
 use super::error::{Doing as _, KernelError, Result};
-use super::hooks::{Hook, Seat, hand_over_link};
+use super::hooks::{Hook, Order, Seat, hand_over_link};
 use super::host::Host;
-use super::migrate::{self, CONVERSIONS, Plan};
+use super::migrate::{self, CONVERSIONS, Copying, Plan};
 use super::netlink::Netlink;
 use super::object::{BuildId, Object, random};
 use super::pins::{Build, Pins, check_link};
@@ -92,10 +92,9 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     let secret = from.as_ref().map_or_else(random, |build| Ok(build.secret))?;
     let prepared = prepare(host, &seats, &object, secret, &plan);
     let mut ebpf = prepared.or_else(|error| taken_back(error, new.remove()))?;
-    let hooks = replace(host, &seats, &plan, &mut ebpf).or_else(|error| taken_back(error, settle(host, &state)))?;
-    // Now the old ones are there. What cannot be removed is removed by the next verb.
-    let _removed_later = new.remove();
-    Ok(Outcome::Upgraded(Upgraded { from, to, hooks, plan }))
+    let replaced = replace(host, &seats, &plan, &mut ebpf).or_else(|error| taken_back(error, settle(host, &state)))?;
+    finish(&new, &seats, replaced.copies)?;
+    Ok(Outcome::Upgraded(Upgraded { from, to, hooks: replaced.hooks, plan }))
 }
 
 fn taken_back<T>(error: KernelError, outcome: Result<()>) -> Result<T> {
@@ -135,30 +134,62 @@ fn prepare(host: &Host, seats: &[Seat], object: &Object, secret: u64, plan: &Pla
     Ok(ebpf)
 }
 
-/// Gives each hook its new program, and makes the new folder the dataplane's; how many programs were replaced.
-fn replace(host: &Host, seats: &[Seat], plan: &Plan, ebpf: &mut Ebpf) -> Result<usize> {
+/// What is left to do when the new programs are in place.
+struct Replaced {
+    hooks: usize,
+    copies: Vec<Copying>,
+}
+
+/// Gives each hook its new program, and makes the new folder the dataplane's.
+///
+/// When maps are copied, the two sets of programs do not know each other's new flows for a moment. A namespace's packet of
+/// such a flow is dropped, and sent again. But one from outside would be the host's, which would answer with a reset: at
+/// uplinks the new program stands behind the old one then, until the flows of both are known to both.
+fn replace(host: &Host, seats: &[Seat], plan: &Plan, ebpf: &mut Ebpf) -> Result<Replaced> {
     let draft = host.dataplane.draft();
     let (old, new) = (host.dataplane.pins(), draft.pins());
     let mut copies = migrate::copied(plan, old, new)?;
-    copies.iter_mut().try_for_each(migrate::Copying::begin)?;
-    let hooks = hand_over(seats, old, old, new)?;
+    copies.iter_mut().try_for_each(Copying::begin)?;
+    let (joined, replaced): (Vec<_>, Vec<_>) =
+        seats.iter().partition(|seat| !copies.is_empty() && host.features.tcx && seat.is_uplink_by_link(old));
+    for seat in &joined {
+        fs::remove_file(seat.link(new)).doing(|| format!("replace the link of {}", seat.interface))?;
+        seat.take(host.features, new, Order::After(seat, old))?;
+    }
+    copies.iter_mut().try_for_each(Copying::follow)?;
+    let hooks = joined.len() + hand_over(replaced, old, old, new)?;
     for seat in seats.iter().filter(|seat| seat.link(new).exists()) {
         if !seat.is_taken_by(&Netlink::here, new)? {
             let why = "another program is there than was put there";
             return Err(KernelError::refused(format!("upgrade {}", seat.interface), why));
         }
     }
-    // From here on the old maps stay as they are, and nobody calls the old programs.
-    bpf::wait_for_runs();
-    // What is small, and about connections that are just beginning, first.
-    copies.iter_mut().rev().try_for_each(migrate::Copying::finish)?;
+    copies.iter_mut().try_for_each(Copying::follow)?;
     add_missing(host, seats, new)?;
     if host.features.cgroup && !sockets::are_installed(&new.root) {
         // As when a dataplane is loaded: `nsnet doctor` tells.
         let _told_there = add_sockets(ebpf, new);
     }
     exchange(&new.root, &old.root)?;
-    Ok(hooks)
+    Ok(Replaced { hooks, copies })
+}
+
+/// Ends what is left of the old programs, whose pins are at `old` now: nothing of this can be taken back.
+fn finish(old: &Pins, seats: &[Seat], mut copies: Vec<Copying>) -> Result<()> {
+    if !copies.is_empty() {
+        // Those at uplinks, where the new ones are, too. Closing the last descriptor waits until they are off.
+        for seat in seats.iter().filter(|seat| seat.is_uplink_by_link(old)) {
+            let link = bpf::open_pin(&seat.link(old)).ok();
+            fs::remove_file(seat.link(old)).doing(|| format!("take the old program off {}", seat.interface))?;
+            drop(link);
+        }
+    }
+    // From here on nobody runs the old programs, and the old maps stay as they are.
+    bpf::wait_for_runs();
+    copies.iter_mut().try_for_each(Copying::follow)?;
+    // What cannot be removed is removed by the next verb.
+    let _removed_later = old.remove();
+    Ok(())
 }
 
 /// Everywhere that a program of ours is, or should be.
@@ -174,9 +205,9 @@ fn seats(host: &Host, state: &State) -> Result<Vec<Seat>> {
 
 /// Has the programs of `to` take the places of those of `from`; how many did. `links` has the pins of the links. Goes on
 /// after an error, and reports the first.
-fn hand_over(seats: &[Seat], links: &Pins, from: &Pins, to: &Pins) -> Result<usize> {
+fn hand_over<'a>(seats: impl IntoIterator<Item = &'a Seat>, links: &Pins, from: &Pins, to: &Pins) -> Result<usize> {
     let of_seats = seats
-        .iter()
+        .into_iter()
         .filter(|seat| to.program(seat.program()).exists())
         .map(|seat| seat.hand_over(&Netlink::here, links, from, to));
     let of_sockets = names::SOCKET_PROGRAMS.into_iter().filter(|name| to.program(name).exists()).map(|name| {
@@ -205,7 +236,7 @@ fn add_missing(host: &Host, seats: &[Seat], new: &Pins) -> Result<()> {
             && seat.is_taken_by(&Netlink::here, new)?
             && !behind.is_taken_by(&Netlink::here, new)?
         {
-            behind.take(host.features, new, None)?;
+            behind.take(host.features, new, Order::Last)?;
         }
     }
     Ok(())
