@@ -19,11 +19,14 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal             upgrade    other programs while packets go on (stream)
+//!   networks   apart, opened and internal               closed     a port whose program is gone
+//!   upgrade    other programs while packets go on (stream: packets that do)
+//!   pins       those that others made
 //! ```
 
 mod addresses;
 mod bed;
+mod closed;
 mod ct;
 mod dissect;
 mod end;
@@ -46,6 +49,7 @@ mod networks;
 mod outside;
 mod outside_bed;
 mod packet;
+mod pins;
 mod publish_verbs;
 mod races;
 mod reach;

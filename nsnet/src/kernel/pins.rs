@@ -124,7 +124,7 @@ impl Pins {
                 return Err(wrong(&path, why).with_remedy(UPGRADE));
             }
         }
-        self.check_programs()
+        self.check_programs(&HOOKS)
     }
 
     /// Refuses folders that are not root's alone.
@@ -143,14 +143,14 @@ impl Pins {
         Ok(())
     }
 
-    /// Refuses programs that are not what they are called, and misses those that stand at a hook.
-    fn check_programs(&self) -> Result<()> {
+    /// Refuses programs that are not what they are called, and misses the `needed` ones.
+    pub(super) fn check_programs(&self, needed: &[&str]) -> Result<()> {
         for name in names::PROGRAMS.into_iter().chain(names::SOCKET_PROGRAMS) {
             let path = self.program(name);
             let info = match ProgramInfo::from_pin(&path).map_err(|error| refused("open the pin", error)) {
                 Ok(info) => info,
                 // Without those at sockets the dataplane works; and an older one may have fewer to go on with.
-                Err(error) if error.errno() == Some(Errno::ENOENT) && !HOOKS.contains(&name) => continue,
+                Err(error) if error.errno() == Some(Errno::ENOENT) && !needed.contains(&name) => continue,
                 Err(error) if error.errno() == Some(Errno::ENOENT) => {
                     return Err(
                         wrong(&path, "there is none: the programs loaded are another nsnet's").with_remedy(UPGRADE)

@@ -78,6 +78,8 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     let (old, object) = (host.dataplane.pins(), Object::own()?);
     let (from, to) = (old.build()?, object.build(host.features));
     old.check_owner()?;
+    // Others than these may be missing: what is there is about to go, but what is to be taken back must be what it seems.
+    old.check_programs(&[names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK])?;
     let plan = Plan::new(old, &object.definitions()?, &CONVERSIONS)?;
     if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(&object).is_ok() {
         return Ok(Outcome::Current(to));
