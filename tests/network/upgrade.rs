@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
 use nsnet::kernel::clsact::BpfFilter;
 use nsnet::kernel::dataplane::{open_object, program_in};
 use nsnet::kernel::features::Features;
+use nsnet::kernel::migrate::{Conversion, Copying};
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::object::{Definition, OBJECT, Object};
 use nsnet::kernel::store::BPFFS;
@@ -440,6 +442,49 @@ fn another_layout_is_never_misread() -> Result<()> {
     lab.nsnet("down")?;
     let left = World::of(lab)?;
     assert_eq!((left.pins, left.file), (Vec::new(), None));
+    Ok(())
+}
+
+/// A layout of two-byte values becomes one of four, in which odd keys have no place; while entries come and go.
+#[test]
+fn a_conversion_takes_entries_along() -> Result<()> {
+    type Old = HashMap<MapData, [u8; 4], [u8; 2]>;
+    type New = HashMap<MapData, [u8; 4], [u8; 4]>;
+    let bed = Bed::new(V4, &[])?;
+    let folder = PathBuf::from(format!("{}_test", pins(&bed.lab)?.display()));
+    fs::create_dir(&folder)?;
+    let conversion = Conversion {
+        map: names::FLOWS4,
+        from: 1,
+        to: 2,
+        entry: |key, value| (key[0] % 2 == 0).then(|| (key.to_vec(), [value, value].concat())),
+    };
+    let (old_pin, new_pin) = (folder.join("old"), folder.join("new"));
+    Old::create(100_000, 0)?.pin(&old_pin)?;
+    New::create(50_000, 0)?.pin(&new_pin)?;
+    let mut old = Old::try_from(Map::HashMap(MapData::from_pin(&old_pin)?))?;
+    let mut new = New::try_from(Map::HashMap(MapData::from_pin(&new_pin)?))?;
+    let key = |number: u32| number.to_le_bytes();
+    for number in 0..50_000 {
+        old.insert(key(number), [1, 2], 0)?;
+    }
+    let mut copying = Copying::new(names::FLOWS4, &old_pin, &new_pin, Some(conversion))?;
+    copying.begin()?;
+    let entries = |new: &New| -> Result<BTreeMap<u32, [u8; 4]>> {
+        new.iter().map(|entry| entry.map(|(key, value)| (u32::from_le_bytes(key), value)).map_err(Into::into)).collect()
+    };
+    let even = |range: std::ops::Range<u32>| range.step_by(2).map(|number| (number, [1, 2, 1, 2]));
+    assert_eq!(entries(&new)?, even(0..50_000).collect());
+    // Meanwhile some went, some came, and the new programs have made one of these themselves.
+    (0..1000).try_for_each(|number| old.remove(&key(number)))?;
+    (50_000..50_100).try_for_each(|number| old.insert(key(number), [1, 2], 0))?;
+    new.insert(key(50_000), [9; 4], 0)?;
+    copying.follow()?;
+    (50_050..50_100).try_for_each(|number| old.remove(&key(number)))?;
+    copying.follow()?;
+    let mut expected: BTreeMap<u32, [u8; 4]> = even(1000..50_050).collect();
+    expected.insert(50_000, [9; 4]);
+    assert_eq!(entries(&new)?, expected);
     Ok(())
 }
 
