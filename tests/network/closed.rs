@@ -15,9 +15,9 @@ use nsnet_common::wire::Mac;
 use serde_json::Value;
 
 use super::bed::{Bed, DUAL, lab, text, until};
+use super::object::pins;
 use super::packet::Packet;
 use super::shot::MARK;
-use super::upgrade::pins;
 
 /// A host that forwards whatever it gets and believes every sender: the worst one to hang on.
 fn trusting_bed(missing: Option<&str>) -> Result<Bed> {

@@ -8,6 +8,7 @@
 //!   packet, dissect  IP packets in plain fields: made, and read again
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
+//!   stream, object   packets that go on all the time; other programs than the binary's
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
 //!   traffic    TCP, UDP and ICMP in every form          faults     what stands in the way, or changed behind our back
@@ -20,7 +21,7 @@
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   networks   apart, opened and internal               closed     a port whose program is gone
-//!   upgrade    other programs while packets go on (stream: packets that do)
+//!   upgrade    other programs while packets go on; upgrade_maps, _cut (off), _others (beside those of others)
 //!   pins       those that others made
 //! ```
 
@@ -46,6 +47,7 @@ mod nat_tcp;
 mod neighbours;
 mod netfilter;
 mod networks;
+mod object;
 mod outside;
 mod outside_bed;
 mod packet;
@@ -60,4 +62,7 @@ mod stream;
 mod switching;
 mod traffic;
 mod upgrade;
+mod upgrade_cut;
+mod upgrade_maps;
+mod upgrade_others;
 mod world;

@@ -9,8 +9,11 @@ use aya::maps::{Array, HashMap, MapData};
 use nsnet_common::layout::names;
 
 use super::bed::{Bed, V4};
-use super::upgrade::pins;
+use super::object::pins;
 use super::world::{World, refused};
+
+/// What puts something there.
+type Plant = Box<dyn FnOnce(&Path) -> Result<()>>;
 
 /// Something else in the place of a pin, for as long as it is kept.
 struct Planted {
@@ -56,7 +59,7 @@ fn what_others_made_is_refused() -> Result<()> {
     let root = pins(&bed.lab)?;
     let (maps, programs) = (root.join("maps"), root.join("programs"));
     let twin = |of: PathBuf| move |pin: &Path| Ok(fs::hard_link(of, pin)?);
-    let plants: [(PathBuf, Box<dyn FnOnce(&Path) -> Result<()>>); 6] = [
+    let plants: [(PathBuf, Plant); 6] = [
         // Values of another size.
         (maps.join(names::FLOWS4), Box::new(|pin| Ok(HashMap::<MapData, [u8; 16], [u8; 8]>::create(16, 0)?.pin(pin)?))),
         // The right sizes in another kind of map.

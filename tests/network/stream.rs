@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::bed::Station;
+use super::outside_bed::{HOST4, Outside, wan};
 
 /// Between two datagrams of a stream.
 const PAUSE: Duration = Duration::from_micros(250);
@@ -216,5 +217,63 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) {
             stream.set_read_timeout(Some(PATIENCE)).ok();
             while stream.read_exact(&mut word).is_ok() && stream.write_all(&word).is_ok() {}
         });
+    }
+}
+
+/// Publishes what the streams go to.
+pub(crate) fn publish(bed: &Outside) -> Result<()> {
+    ["5003:5003/udp", "6003:6003/tcp"]
+        .iter()
+        .try_for_each(|spec| bed.lab.nsnet(&format!("publish add @c1 {spec}")).map(drop))
+}
+
+/// Whether a sender is the expected one.
+type Is = fn(SocketAddr) -> bool;
+
+/// Streams over every kind of way, and an end to them.
+pub(crate) struct Traffic {
+    datagrams: Vec<(Datagrams, Is)>,
+    talks: Vec<Talk>,
+}
+
+impl Traffic {
+    /// In a bed with c1 and c2, of which c1 has UDP 5003 and TCP 6003 published.
+    pub(crate) fn start(bed: &Outside) -> Result<Self> {
+        publish(bed)?;
+        Self::start_published(bed)
+    }
+
+    /// The same when they are published already.
+    pub(crate) fn start_published(bed: &Outside) -> Result<Self> {
+        let (c1, c2, outside) = (bed.at("c1"), bed.at("c2"), bed.at("wan"));
+        let at = |ip, port| SocketAddr::new(ip, port);
+        let datagrams: Vec<(Datagrams, Is)> = vec![
+            (Datagrams::start("from c1 to c2", c1, at(c2.v4.into(), 5001), c2, 5001)?, |from| from.ip() != HOST4),
+            (Datagrams::start("from c2 to outside", c2, at(wan(false), 5002), outside, 5002)?, |from| {
+                from.ip() == HOST4
+            }),
+            (Datagrams::start("from outside to c1", outside, at(HOST4, 5003), c1, 5003)?, |from| {
+                from.ip() == wan(false)
+            }),
+        ];
+        let talks = vec![
+            Talk::start("TCP from c1 to c2", c1, at(c2.v4.into(), 6001), c2, 6001)?,
+            Talk::start("TCP from c2 to outside", c2, at(wan(false), 6002), outside, 6002)?,
+            Talk::start("TCP from outside to c1", outside, at(HOST4, 6003), c1, 6003)?,
+        ];
+        Ok(Self { datagrams, talks })
+    }
+
+    /// A few more packets of each.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        self.datagrams.iter().try_for_each(|(stream, _)| stream.wait_for(20))
+    }
+
+    /// Fails when a packet was lost, overtaken or not translated, or a connection broke. How many there were of each.
+    pub(crate) fn finish(self) -> Result<(u64, u64)> {
+        let datagrams =
+            self.datagrams.into_iter().map(|(stream, sender)| stream.finish(sender)).sum::<Result<u64>>()?;
+        let words = self.talks.into_iter().map(Talk::finish).sum::<Result<u64>>()?;
+        Ok((datagrams, words))
     }
 }

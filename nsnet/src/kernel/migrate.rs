@@ -35,8 +35,11 @@ pub struct Conversion {
     pub to: u32,
     /// Makes a key and value of the new layout of old ones; `None` for an entry that has no place in it. Of a map with a
     /// value for each CPU the value is all of them, each rounded up to 8 bytes.
-    pub entry: fn(&[u8], &[u8]) -> Option<(Vec<u8>, Vec<u8>)>,
+    pub entry: fn(&[u8], &[u8]) -> Option<Entry>,
 }
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
 
 /// Every way there is. No layout has changed yet since maps have versions.
 pub const CONVERSIONS: [Conversion; 0] = [];

@@ -200,12 +200,12 @@ impl Definition {
 
     /// Whether the entries of the two are the same, though one may hold more of them, or forget the oldest.
     pub fn holds_what(&self, other: &Self) -> bool {
-        let family = |kind| match kind {
-            MapType::LruHash => MapType::Hash,
-            MapType::LruPerCpuHash => MapType::PerCpuHash,
-            kind => kind,
-        };
-        (family(self.kind), self.key_size, self.value_size) == (family(other.kind), other.key_size, other.value_size)
+        let kinds = (self.kind, other.kind);
+        let both = |one, lru| [kinds.0, kinds.1].iter().all(|kind| [one, lru].contains(kind));
+        let is_same = kinds.0 == kinds.1
+            || both(MapType::Hash, MapType::LruHash)
+            || both(MapType::PerCpuHash, MapType::LruPerCpuHash);
+        is_same && (self.key_size, self.value_size) == (other.key_size, other.value_size)
     }
 }
 
