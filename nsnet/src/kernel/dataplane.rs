@@ -113,8 +113,9 @@ impl Dataplane {
     /// Puts the pins aside, where only [`Dataplane::unload`] looks. Programs go on, but this counts as not loaded: so what
     /// cannot be read can be taken down.
     pub(super) fn abandon(&self) -> Result<()> {
-        let aside = PathBuf::from(format!("{}_gone", self.pins.root.display()));
-        fs::rename(&self.pins.root, &aside).doing(|| format!("move the pins to {}", aside.display()))
+        let aside = Pins { root: PathBuf::from(format!("{}_gone", self.pins.root.display())) };
+        aside.remove()?;
+        fs::rename(&self.pins.root, &aside.root).doing(|| format!("move the pins to {}", aside.root.display()))
     }
 
     /// Whether the programs at the host's sockets are there.

@@ -113,11 +113,12 @@ pub(super) fn settle(host: &Host, state: &State) -> Result<()> {
     if !new.root.exists() {
         return Ok(());
     }
-    let settled = if host.dataplane.is_loaded() { hand_over(&seats(host, state)?, old, new, old) } else { Ok(0) };
+    let seats = if host.dataplane.is_loaded() { seats(host, state)? } else { Vec::new() };
+    let settled = hand_over(&seats, old, new, old);
     // What goes with the folder may be in use by a frame yet.
     bpf::wait_for_runs();
     // In any case, so that no verb finds the same again.
-    new.remove().and(settled.map(|_count| ()))
+    new.remove().and(settled.map(|_replaced| ()))
 }
 
 /// Makes the new folder, and touches nothing that is there.
@@ -159,13 +160,14 @@ fn replace(host: &Host, seats: &[Seat], plan: &Plan, ebpf: &mut Ebpf) -> Result<
         seat.take(host.features, new, Order::After(seat, old))?;
     }
     copies.iter_mut().try_for_each(Copying::follow)?;
-    let hooks = joined.len() + hand_over(replaced, old, old, new)?;
-    for seat in seats.iter().filter(|seat| seat.link(new).exists()) {
+    let replaced = hand_over(replaced, old, old, new)?;
+    for seat in replaced.seats.iter().chain(&joined) {
         if !seat.is_taken_by(&Netlink::here, new)? {
             let why = "another program is there than was put there";
             return Err(KernelError::refused(format!("upgrade {}", seat.interface), why));
         }
     }
+    let hooks = joined.len() + replaced.seats.len() + replaced.sockets;
     copies.iter_mut().try_for_each(Copying::follow)?;
     add_missing(host, seats, new)?;
     if host.features.cgroup && !sockets::are_installed(&new.root) {
@@ -205,19 +207,37 @@ fn seats(host: &Host, state: &State) -> Result<Vec<Seat>> {
     Ok(all.filter_map(seat).flat_map(|seat| seat.behind().into_iter().chain([seat]).collect::<Vec<_>>()).collect())
 }
 
-/// Has the programs of `to` take the places of those of `from`; how many did. `links` has the pins of the links. Goes on
-/// after an error, and reports the first.
-fn hand_over<'a>(seats: impl IntoIterator<Item = &'a Seat>, links: &Pins, from: &Pins, to: &Pins) -> Result<usize> {
-    let of_seats = seats
-        .into_iter()
-        .filter(|seat| to.program(seat.program()).exists())
-        .map(|seat| seat.hand_over(&Netlink::here, links, from, to));
-    let of_sockets = names::SOCKET_PROGRAMS.into_iter().filter(|name| to.program(name).exists()).map(|name| {
-        let replaced = hand_over_link(&links.links().join(name), &to.program(name));
-        replaced.map_err(|errno| KernelError::new(format!("replace program {name}"), errno))
-    });
-    let outcomes: Vec<Result<bool>> = of_seats.chain(of_sockets).collect();
-    outcomes.into_iter().try_fold(0, |count, is_there| Ok(count + usize::from(is_there?)))
+/// Where programs were replaced.
+struct HandedOver<'a> {
+    seats: Vec<&'a Seat>,
+    /// How many at sockets.
+    sockets: usize,
+}
+
+/// Has the programs of `to` take the places of those of `from`. `links` has the pins of the links. Goes on after an error,
+/// and reports the first.
+fn hand_over<'a>(
+    seats: impl IntoIterator<Item = &'a Seat>,
+    links: &Pins,
+    from: &Pins,
+    to: &Pins,
+) -> Result<HandedOver<'a>> {
+    let mut done = HandedOver { seats: Vec::new(), sockets: 0 };
+    let mut first = Ok(());
+    for seat in seats.into_iter().filter(|seat| to.program(seat.program()).exists()) {
+        match seat.hand_over(&Netlink::here, links, from, to) {
+            Ok(true) => done.seats.push(seat),
+            Ok(false) => {}
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    for name in names::SOCKET_PROGRAMS.into_iter().filter(|name| to.program(name).exists()) {
+        match hand_over_link(&links.links().join(name), &to.program(name)) {
+            Ok(is_there) => done.sockets += usize::from(is_there),
+            Err(errno) => first = first.and(Err(KernelError::new(format!("replace program {name}"), errno))),
+        }
+    }
+    first.map(|()| done)
 }
 
 /// Gives the links that are there another pin. Refuses what is no link.
