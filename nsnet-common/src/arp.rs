@@ -1,5 +1,6 @@
 //! ARP requests for addresses the control plane knows are answered here: a bridge would copy each to every port.
 
+use crate::capture::Moment;
 use crate::guard::other_owner;
 use crate::layout::Port;
 use crate::packet::Packet;
@@ -31,6 +32,7 @@ pub fn answer(frame: &mut impl Packet, from: &Port, tables: impl Tables) -> Resu
         eth: Ethernet::new(request.sender_mac, owner.mac(), EtherType::ARP),
         arp: Arp::new(REPLY, (owner.mac(), request.target_ip), (request.sender_mac, request.sender_ip)),
     };
+    tables.show(Moment::Before(from.id().ifindex()), frame);
     frame.write(0, &reply).ok_or(DropReason::Truncated)?;
     tables.count_answered(from.id());
     Ok(true)

@@ -61,10 +61,10 @@ impl Sum {
 /// What bytes under a checksum change by: new minus old, in ones' complement (RFC 1624 equation 3).
 ///
 /// Words are added as they lie in memory, in whatever byte order the machine has (RFC 1071 section 2(B)): that is how the
-/// kernel's helpers take it, too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// kernel's helpers take it, too. The carries are kept until the end: 64 bits have room for those of 2^32 additions.
+#[derive(Clone, Copy, Debug, Default)]
 #[must_use]
-pub struct Delta(u32);
+pub struct Delta(u64);
 
 impl Delta {
     /// Two bytes at an even offset have changed.
@@ -96,28 +96,30 @@ impl Delta {
     /// Both changes.
     #[inline(always)]
     pub fn and(self, other: Self) -> Self {
-        self.add(other.0)
+        Self(self.0 + other.0)
     }
 
     /// The number that the kernel's checksum helpers take as a difference.
     #[inline(always)]
     #[must_use]
     pub fn as_difference(self) -> u32 {
-        self.0
+        let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let twice = (once & 0xffff_ffff) + (once >> 32);
+        twice as u32
     }
 
     /// Whether it changes nothing; ones' complement has two zeros.
     #[inline(always)]
     #[must_use]
     pub fn is_zero(self) -> bool {
-        self.0 == 0 || self.0 == u32::MAX
+        matches!(self.as_difference(), 0 | u32::MAX)
     }
 
     /// The checksum field after the change.
     #[inline(always)]
     #[must_use]
     pub fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
-        let Self(sum) = self.add(u32::from(!u16::from_ne_bytes(checksum)));
+        let sum = self.add(u32::from(!u16::from_ne_bytes(checksum))).as_difference();
         let once = (sum & 0xffff) + (sum >> 16);
         let twice = (once & 0xffff) + (once >> 16);
         (!(twice as u16)).to_ne_bytes()
@@ -139,8 +141,7 @@ impl Delta {
 
     #[inline(always)]
     fn add(self, word: u32) -> Self {
-        let (sum, carry) = self.0.overflowing_add(word);
-        Self(sum + u32::from(carry))
+        Self(self.0 + u64::from(word))
     }
 }
 

@@ -11,13 +11,14 @@
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{
     About, Flow, FlowKey, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId, QUARANTINE,
-    flow_flags,
+    Usage, flow_flags,
 };
+use crate::nat;
 use crate::scratch::Scratch;
 use crate::tables::{Age, FlowEntry, Inserted, Tables};
 use crate::verdict::DropReason;
-use crate::wire::IpProtocol;
 use crate::wire::transport::tcp_flags;
+use crate::wire::{IpProtocol, Macs};
 
 /// How far a segment may be ahead of what was seen before to count as sent, bytes: one of random number is not.
 const LEAP: u32 = 1 << 20;
@@ -36,7 +37,11 @@ pub struct Found<F> {
 pub fn find<T: Tables>(key: &FlowKey, now: u32, tables: T) -> Option<Found<T::Flow>> {
     let (entry, age) = match tables.flow(Age::Grown, key) {
         Some(entry) => (entry, Age::Grown),
-        None => (tables.flow(Age::Young, key)?, Age::Young),
+        None => match tables.flow(Age::Young, key) {
+            Some(entry) => (entry, Age::Young),
+            // Another CPU may have promoted it between the two looks.
+            None => (tables.flow(Age::Grown, key)?, Age::Grown),
+        },
     };
     if entry.about().is_alive(now) {
         return Some(Found { entry, age });
@@ -45,28 +50,85 @@ pub fn find<T: Tables>(key: &FlowKey, now: u32, tables: T) -> Option<Found<T::Fl
     None
 }
 
-/// Whether packets of this tuple belong to a flow that lives.
-#[inline(never)]
-pub fn is_known(key: &FlowKey, tables: impl Tables) -> bool {
-    let entry = tables.flow(Age::Grown, key).or_else(|| tables.flow(Age::Young, key));
-    entry.is_some_and(|entry| entry.about().is_alive(tables.seconds()))
+/// What stands under a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No flow.
+    Free,
+    /// One that is dead: for [`bury`].
+    Dead,
+    /// One that lives.
+    Alive,
 }
 
-/// Ends the flow of packets of this tuple, which [`is_known`] found dead.
+/// What stands under this tuple.
 #[inline(never)]
-pub fn bury(key: &FlowKey, tables: impl Tables) {
-    end_dead(key, Age::Grown, tables);
-    end_dead(key, Age::Young, tables);
+pub fn standing(key: &FlowKey, tables: impl Tables) -> Standing {
+    match tables.flow(Age::Grown, key).or_else(|| tables.flow(Age::Young, key)) {
+        None => Standing::Free,
+        Some(entry) if entry.about().is_alive(tables.seconds()) => Standing::Alive,
+        Some(_) => Standing::Dead,
+    }
+}
+
+/// Whether packets of this tuple belong to a flow that lives.
+#[inline(always)]
+pub fn is_known(key: &FlowKey, tables: impl Tables) -> bool {
+    standing(key, tables) == Standing::Alive
+}
+
+/// Ends what is dead under this tuple; `false` when another CPU is about to.
+#[inline(never)]
+pub fn bury(key: &FlowKey, tables: impl Tables) -> bool {
+    end_dead(key, Age::Grown, tables) & end_dead(key, Age::Young, tables)
 }
 
 /// By the key alone: an entry's handle is not for passing on, because the verifier would lose which family it is of.
+///
+/// One CPU at a time, which looks once more: else another one may have ended the flow since it was found dead, and what is
+/// removed is the flow that it has made after that.
 #[inline(never)]
-fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) {
+pub fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
     let mut flow = Flow::EMPTY;
-    if let Some(entry) = tables.flow(age, key) {
-        entry.read(&mut flow);
-        end(key, &flow, age, tables);
+    if !read_dead(key, age, &mut flow, tables) {
+        return true;
     }
+    // Where the answers come to.
+    let lock = if flow.about.has(flow_flags::REPLY) {
+        MappingKey::flows_of(key.protocol(), key.destination, key.destination_port)
+    } else {
+        MappingKey::flows_of(key.protocol(), flow.source, flow.about.source_port)
+    };
+    let is_ours = tables.lock(&lock);
+    if is_ours {
+        if read_dead(key, age, &mut flow, tables) {
+            end(key, &flow, age, tables);
+        }
+        tables.unlock(&lock);
+    }
+    is_ours
+}
+
+/// Copies the flow that stands under this tuple, if it is dead.
+#[inline(always)]
+fn read_dead(key: &FlowKey, age: Age, flow: &mut Flow, tables: impl Tables) -> bool {
+    let Some(entry) = tables.flow(age, key) else { return false };
+    entry.read(flow);
+    !flow.about.is_alive(tables.seconds())
+}
+
+/// Ends the flow of packets of this tuple, if it is in the tables of that age and neither direction lives. Whether it was.
+#[inline(never)]
+pub fn end_if_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
+    let (mut flow, now) = (Flow::EMPTY, tables.seconds());
+    let Some(entry) = tables.flow(age, key) else { return false };
+    entry.read(&mut flow);
+    let answered = tables.flow(age, &flow.other_key(key));
+    if flow.about.is_alive(now) || answered.is_some_and(|other| other.about().is_alive(now)) {
+        return false;
+    }
+    end(key, &flow, age, tables);
+    true
 }
 
 /// Ends a flow, both directions.
@@ -81,14 +143,8 @@ pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
     tables.remove_flow(age, answers);
     if was_there && age == Age::Grown {
         tables.add_usage(owner, -1, if flow.about.has(flow_flags::POOLED) { -1 } else { 0 });
-        tables.add_usage(total(is_v4), -1, 0);
+        tables.add_usage(Usage::total(is_v4), -1, 0);
     }
-}
-
-/// Where all flows of a family are counted: slots of the usage table that no port has.
-#[inline(always)]
-fn total(is_v4: bool) -> PortId {
-    if is_v4 { PortId::NONE } else { PortId(crate::layout::MAX_PORTS as u16 - 1) }
 }
 
 /// Whether one more flow may be opened by `owner`.
@@ -99,7 +155,7 @@ pub fn check_quota(owner: PortId, limit: u32, is_v4: bool, tables: impl Tables) 
         return Err(DropReason::FlowQuota);
     }
     let room = i64::from(if is_v4 { MAX_FLOWS_V4 } else { MAX_FLOWS_V6 });
-    if tables.usage(total(is_v4)).flows as i64 >= room { Err(DropReason::TableFull) } else { Ok(()) }
+    if tables.usage(Usage::total(is_v4)).flows as i64 >= room { Err(DropReason::TableFull) } else { Ok(()) }
 }
 
 /// What a packet does to its flow.
@@ -254,33 +310,35 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
         return;
     }
     tables.add_usage(owner, 1, if flow.about.has(flow_flags::POOLED) { 1 } else { 0 });
-    tables.add_usage(total(key.is_v4()), 1, 0);
+    tables.add_usage(Usage::total(key.is_v4()), 1, 0);
     tables.remove_flow(Age::Young, key);
     tables.remove_flow(Age::Young, &other_key);
 }
 
 const DNS: [u8; 2] = 53u16.to_be_bytes();
 
-/// Notes that the flow is in use, in both directions' entries, and in its mapping.
+/// Notes that the flow is in use, in both directions' entries, and in its mapping. `false` when the opener's answers have no
+/// entry any more: young flows' are pushed out one by one.
 ///
 /// Looks the entry up once more: a handle that is kept over the whole path has the verifier walk it once for each table.
 #[inline(never)]
-pub fn refresh(scratch: &Scratch, age: Age, now: u32, tables: impl Tables) {
+pub fn refresh(scratch: &Scratch, age: Age, now: u32, tables: impl Tables) -> bool {
     let Scratch { datagram: Datagram { key, .. }, flow, .. } = scratch;
     if let Some(entry) = tables.flow(age, key) {
         entry.set_seen(now);
     }
-    if let Some(other) = tables.flow(age, &flow.other_key(key)) {
-        other.set_seen(now);
+    match tables.flow(age, &flow.other_key(key)) {
+        Some(other) => other.set_seen(now),
+        None if age == Age::Young && !flow.about.has(flow_flags::REPLY) => return false,
+        None => {}
     }
     if flow.about.has(flow_flags::MAPPED) && !flow.about.has(flow_flags::REPLY) {
-        let Some(policy) = tables.policy(key.side) else { return };
+        let Some(policy) = tables.policy(key.side) else { return true };
         let until = now.wrapping_add(first_timeout(key.protocol(), &policy) + QUARANTINE);
         let inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
-        tables.refresh_mapping(&inside, until);
-        let outside = (flow.source, flow.about.source_port);
-        tables.refresh_mapping(&MappingKey::new(NetworkId::OUTSIDE, key.protocol(), outside.0, outside.1), until);
+        nat::refresh(&inside, (flow.source, flow.about.source_port), until, tables);
     }
+    true
 }
 
 /// Notes the way that was found for the flow.
@@ -320,28 +378,23 @@ pub struct Way {
     pub out: PortId,
     /// The longest packet, bytes.
     pub mtu: u16,
-    /// Destination MAC.
-    pub to_mac: crate::wire::Mac,
-    /// Source MAC.
-    pub from_mac: crate::wire::Mac,
+    /// The MACs that a packet is given.
+    pub macs: Macs,
 }
 
 impl Pair {
     /// No flow.
-    pub const EMPTY: Self = Self {
-        key: FlowKey::EMPTY,
-        flow: Flow::EMPTY,
-        back: Way { out: PortId::NONE, mtu: 0, to_mac: crate::wire::Mac::ZERO, from_mac: crate::wire::Mac::ZERO },
-    };
+    pub const EMPTY: Self =
+        Self { key: FlowKey::EMPTY, flow: Flow::EMPTY, back: Way { out: PortId::NONE, mtu: 0, macs: Macs::NONE } };
 
     /// Puts the other direction in front.
     #[inline(never)]
     pub fn turn(&mut self) {
         let other = self.flow.other_key(&self.key);
         let about = &mut self.flow.about;
-        let way = Way { out: about.out, mtu: about.mtu, to_mac: about.to_mac, from_mac: about.from_mac };
+        let way = Way { out: about.out, mtu: about.mtu, macs: about.macs };
         (about.out, about.mtu) = (self.back.out, self.back.mtu);
-        (about.to_mac, about.from_mac) = (self.back.to_mac, self.back.from_mac);
+        about.macs = self.back.macs;
         self.back = way;
         about.flags ^= flow_flags::REPLY;
         about.other_side = self.key.side;

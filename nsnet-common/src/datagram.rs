@@ -2,7 +2,7 @@
 
 use crate::layout::{FlowKey, NetworkId};
 use crate::packet::Packet;
-use crate::tables::Tables;
+use crate::tables::{Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -101,6 +101,7 @@ impl Datagram {
     /// Reads the packet in `frame`, which is IPv4 or IPv6, on `side`; in place, to spare the stack.
     #[inline(never)]
     pub fn read(&mut self, frame: &impl Packet, side: NetworkId, tables: impl Tables) -> Result<(), DropReason> {
+        tables.enter(Stage::Packet);
         match Ethernet::read(frame)?.ethertype() {
             EtherType::IPV4 => self.read_v4(frame, side, tables),
             EtherType::IPV6 => self.read_v6(frame, side, tables),
@@ -110,7 +111,7 @@ impl Datagram {
 
     #[inline(always)]
     fn read_v4(&mut self, frame: &impl Packet, side: NetworkId, tables: impl Tables) -> Result<(), DropReason> {
-        let ip = Ipv4::read(frame)?;
+        let ip = Ipv4::read_whole(frame)?;
         let (source, destination) = (IpAddress::v4(ip.source()), ip.destination());
         self.begin(side, ip.protocol(), source, destination, true);
         self.at = ip.transport_at() as u16;
@@ -185,7 +186,7 @@ impl Datagram {
         let room = available.saturating_sub(u32::from(self.at));
         match self.key.protocol() {
             IpProtocol::TCP => {
-                let tcp = *frame.view::<Tcp>(at).ok_or(bad)?;
+                let tcp = frame.copy::<Tcp>(at).ok_or(bad)?;
                 let header = tcp.header_length() as u32;
                 if header < Tcp::LEN as u32 || header > room {
                     return Err(bad);
@@ -200,7 +201,7 @@ impl Datagram {
                 self.read_ports(frame, at, bad)
             }
             IpProtocol::UDP => {
-                let udp = *frame.view::<Udp>(at).ok_or(bad)?;
+                let udp = frame.copy::<Udp>(at).ok_or(bad)?;
                 let length = u32::from(udp.length());
                 // A GSO datagram longer than 64 KB says 0; the length of a fragment's datagram exceeds the fragment.
                 let is_whole = !self.is_first_fragment && frame.gso_size() == 0;
@@ -255,7 +256,7 @@ impl Datagram {
 
     #[inline(always)]
     fn read_ports(&mut self, frame: &impl Packet, at: usize, bad: DropReason) -> Result<(), DropReason> {
-        let ports = *frame.view::<Ports>(at).ok_or(bad)?;
+        let ports = frame.copy::<Ports>(at).ok_or(bad)?;
         (self.key.source_port, self.key.destination_port) = (ports.source, ports.destination);
         Ok(())
     }

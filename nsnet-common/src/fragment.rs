@@ -12,13 +12,14 @@
 //! Nothing is put together here: that is for the receiver (RFC 791 section 3.2), and what overlaps is its affair, but for
 //! the transport header, which was judged when the first fragment came (RFC 1858 section 4).
 
+use crate::capture::Moment;
 use crate::conntrack;
 use crate::datagram::Kind;
 use crate::layout::{Fragment, FragmentKey, HELD_PER_PORT, HeldKey, Holding, PIECE_BYTES, Port, Whole, is_fresh};
 use crate::packet::Packet;
 use crate::route;
 use crate::scratch::Scratch;
-use crate::tables::{FlowEntry, Tables};
+use crate::tables::{FlowEntry, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -44,6 +45,7 @@ impl Piece {
 /// Follows a fragment that was read into `scratch`.
 #[inline(always)]
 pub fn follow(frame: &mut impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Fragment);
     read(frame, scratch, tables)?;
     if scratch.datagram.is_first_fragment {
         remember(frame, scratch, tables);
@@ -196,7 +198,7 @@ fn join(frame: &impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Ta
     if let Some(found) = conntrack::find(&scratch.datagram.key, tables.seconds(), tables) {
         found.entry.read(&mut scratch.flow);
         scratch.is_known = true;
-        scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+        scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     }
     Ok(())
 }
@@ -261,8 +263,10 @@ const SHORTEST: u32 = 256;
 /// Cuts a packet for the way out that was found for it (RFC 791 section 3.2, RFC 4787 REQ-13): each piece comes in again.
 #[inline(always)]
 pub fn cut(frame: &mut impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Cut);
     let length = frame.len();
     let (eth, ip) = (Ethernet::read(frame)?, Ipv4::read(frame)?);
+    tables.show(Moment::Before(0), frame);
     let step = prepare(frame, &ip, scratch).ok_or(DropReason::FragmentationNeeded)?;
     let whole = &scratch.whole;
     let end = ip.total_length().saturating_sub(Ipv4::LEN as u16);

@@ -4,6 +4,7 @@
 //! The quoted packet went the other way than the error: its tuple turned round is the key of the flow that the error goes
 //! with, and that flow's entry says how each of the two endpoints is called on the other side.
 
+use crate::capture::Moment;
 use crate::checksum::Delta;
 use crate::conntrack;
 use crate::datagram::{Datagram, Query};
@@ -12,7 +13,7 @@ use crate::packet::Packet;
 use crate::rewrite;
 use crate::route::{out_of, way_out};
 use crate::scratch::Scratch;
-use crate::tables::{FlowEntry, Tables};
+use crate::tables::{FlowEntry, Stage, Tables};
 use crate::verdict::{DropReason, Outcome, Verdict};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -34,14 +35,16 @@ pub struct Quote {
 /// Passes on an ICMP error that is about a packet of a flow; [`Verdict::Open`] for one that is not.
 #[inline(never)]
 pub fn translate(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Related);
     if !scratch.quote.read(frame, &scratch.datagram) || !find_flow(scratch, tables) {
         return Ok(Verdict::Open);
     }
     let out = out_of(&scratch.datagram, &scratch.flow, tables)?;
+    tables.show(Moment::Before(out.ifindex()), frame);
     let message = write_quote(frame, scratch).ok_or(DropReason::IcmpUnrelated)?;
     write_around(frame, scratch, message).ok_or(DropReason::IcmpUnrelated)?;
     tables.count_sent(out.id(), frame.len());
-    Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.to_mac == Mac::ZERO)))
+    Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.macs.to == Mac::ZERO)))
 }
 
 /// Finds the flow that the error goes with.

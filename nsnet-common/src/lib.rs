@@ -19,6 +19,8 @@
 //!       refuse, quote   what is dropped and better told      datagram, scratch   a packet's tuple, and its workplace
 //!     wire    what the bytes mean, one file per protocol
 //!   socket    redirect() original() is_reserved()  published ports for the host's own sockets
+//!   capture   which frames are shown to who captures, and when
+//!   sweep     end()              what a process found dead ends as if a packet had met it
 //!   packet    trait Packet: the frame            implemented by TcFrame (BPF) and Buffer (host)
 //!   tables    trait Tables: the maps             implemented by Maps (BPF) and MemoryTables (host)
 //!   verdict   Verdict and DropReason: every way it can end
@@ -45,6 +47,7 @@
 )]
 
 pub mod arp;
+pub mod capture;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
 pub mod checksum;
@@ -71,6 +74,9 @@ pub mod rewrite;
 pub mod route;
 pub mod scratch;
 pub mod socket;
+#[cfg(any(test, feature = "std"))]
+pub mod state;
+pub mod sweep;
 pub mod switch;
 pub mod tables;
 pub mod verdict;

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::capture::Moment;
 use crate::layout::{
-    About, AddressKey, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES, HeldKey,
-    Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port,
-    PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole,
+    About, AddressKey, Capturing, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES,
+    HeldKey, Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
+    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, whole_seconds,
 };
 use crate::packet::Packet;
 use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
@@ -36,6 +37,14 @@ pub struct MemoryTables {
     pub counters: RefCell<BTreeMap<PortId, PortCounters>>,
     /// Counters of each port and reason.
     pub drops: RefCell<BTreeMap<(PortId, u16), Traffic>>,
+    /// The last frame that was dropped for each reason: when, where, its bytes.
+    pub last_drops: RefCell<BTreeMap<u16, (u64, PortId, Vec<u8>)>>,
+    /// What is captured, see [`capture_modes`](crate::layout::capture_modes).
+    pub capture_modes: Cell<u32>,
+    /// As the dataplane has it for each CPU.
+    pub capturing: RefCell<Capturing>,
+    /// What was shown to who captures, in order.
+    pub shown: RefCell<Vec<Shown>>,
     /// The clock, nanoseconds.
     pub clock: Cell<u64>,
     /// Whether inserts fail.
@@ -50,6 +59,8 @@ pub struct MemoryTables {
     pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
     /// Mapped endpoints.
     pub mappings: RefCell<BTreeMap<MappingKey, Mapping>>,
+    /// Endpoints that are locked.
+    pub locks: RefCell<HashSet<MappingKey>>,
     /// What each port holds.
     pub usage: RefCell<BTreeMap<PortId, Usage>>,
     /// Published entries by their place.
@@ -74,6 +85,17 @@ pub struct MemoryTables {
     pub locals: HashSet<IpAddress>,
     /// What redirected sockets asked for.
     pub originals: RefCell<BTreeMap<OriginalKey, Original>>,
+}
+
+/// A frame that was shown to who captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The frame's number.
+    pub number: u64,
+    /// When.
+    pub moment: Moment,
+    /// The frame then.
+    pub bytes: Vec<u8>,
 }
 
 /// A fragment that waits: its packet, when it came, and its bytes.
@@ -118,7 +140,7 @@ impl FlowEntry for MemoryFlow<'_> {
     fn set_hop(self, hop: &Hop) {
         self.change(|flow| {
             let about = &mut flow.about;
-            (about.out, about.mtu, about.to_mac, about.from_mac) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
+            (about.out, about.mtu, about.macs.to, about.macs.from) = (hop.uplink, hop.mtu, hop.to_mac, hop.from_mac);
         });
     }
 }
@@ -241,9 +263,17 @@ impl<'a> Tables for &'a MemoryTables {
         self.count(port, |counters| counters.answered += 1);
     }
 
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32) {
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet) {
         let key = DropKey { port, reason: reason.code() };
         self.drops.borrow_mut().entry((key.port, key.reason)).or_default().add(length);
+        self.last_drops.borrow_mut().insert(key.reason, (self.clock.get(), port, bytes_of(frame)));
+        self.show(Moment::Dropped(reason), frame);
+    }
+
+    fn show(&self, moment: Moment, frame: &impl Packet) {
+        if let Some(number) = self.capturing.borrow_mut().number(self.capture_modes.get(), moment.kind()) {
+            self.shown.borrow_mut().push(Shown { number, moment, bytes: bytes_of(frame) });
+        }
     }
 
     fn count_passed(&self, uplink: PortId) {
@@ -251,7 +281,7 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn seconds(&self) -> u32 {
-        (self.clock.get() / 1_000_000_000) as u32
+        whole_seconds(self.clock.get())
     }
 
     fn policy(&self, id: NetworkId) -> Option<Policy> {
@@ -278,25 +308,15 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn reclaim(&self, table: Reclaim) {
-        let now = self.seconds();
         if table == Reclaim::Mappings {
-            let dead = |_: &MappingKey, mapping: &mut Mapping| !mapping.is_alive(now);
-            for (key, mapping) in self.mappings.borrow_mut().extract_if(.., dead) {
-                self.add_usage(mapping.owner, 0, if key.side == NetworkId::OUTSIDE { -1 } else { 0 });
-            }
+            let keys: Vec<MappingKey> = self.mappings.borrow().keys().copied().collect();
+            keys.iter().for_each(|key| crate::nat::forget_dead(key, *self));
             return;
         }
-        let is_dead =
-            |key: &FlowKey, flow: &Flow| key.is_v4() == (table == Reclaim::Flows4) && !flow.about.is_alive(now);
-        let dead: Vec<(FlowKey, Flow)> = self
-            .flows
-            .borrow()
-            .iter()
-            .filter(|(key, flow)| is_dead(key, flow))
-            .map(|(key, flow)| (*key, *flow))
-            .collect();
-        for (key, flow) in dead {
-            crate::conntrack::end(&key, &flow, Age::Grown, *self);
+        let is_of_it = |key: &&FlowKey| key.is_v4() == (table == Reclaim::Flows4);
+        let keys: Vec<FlowKey> = self.flows.borrow().keys().filter(is_of_it).copied().collect();
+        for key in keys {
+            crate::conntrack::end_dead(&key, Age::Grown, *self);
         }
     }
 
@@ -316,6 +336,14 @@ impl<'a> Tables for &'a MemoryTables {
 
     fn remove_mapping(&self, key: &MappingKey) -> bool {
         self.mappings.borrow_mut().remove(key).is_some()
+    }
+
+    fn lock(&self, key: &MappingKey) -> bool {
+        self.locks.borrow_mut().insert(*key)
+    }
+
+    fn unlock(&self, key: &MappingKey) {
+        self.locks.borrow_mut().remove(key);
     }
 
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
@@ -377,6 +405,10 @@ impl<'a> Tables for &'a MemoryTables {
         self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
+    fn forget_fragment(&self, key: &FragmentKey) -> bool {
+        self.fragments.borrow_mut().remove(key).is_some()
+    }
+
     fn holding(&self, port: PortId) -> Holding {
         self.holding.borrow().get(&port).copied().unwrap_or_default()
     }
@@ -386,15 +418,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn hold(&self, place: HeldKey, key: &FragmentKey, seen: u32, frame: &impl Packet) -> bool {
-        let bytes: Option<Vec<u8>> = (0..frame.len() as usize).map(|at| frame.view::<u8>(at).copied()).collect();
         let mut held = self.held.borrow_mut();
-        match bytes {
-            Some(bytes) if bytes.len() <= HELD_BYTES && held.len() < MAX_HELD as usize => {
-                held.insert(place, (*key, seen, bytes));
-                true
-            }
-            Some(_) | None => false,
+        let has_room = frame.len() as usize <= HELD_BYTES && held.len() < MAX_HELD as usize;
+        if has_room {
+            held.insert(place, (*key, seen, bytes_of(frame)));
         }
+        has_room
     }
 
     fn held(&self, place: HeldKey) -> Option<(FragmentKey, u32)> {
@@ -444,6 +473,11 @@ impl<'a> Tables for &'a MemoryTables {
     fn forget_original(&self, key: &OriginalKey) {
         self.originals.borrow_mut().remove(key);
     }
+}
+
+/// A frame, whole.
+fn bytes_of(frame: &impl Packet) -> Vec<u8> {
+    (0..frame.len() as usize).map_while(|at| frame.view::<u8>(at).copied()).collect()
 }
 
 fn is_within(ip: IpAddress, prefix: IpAddress, bits: u32) -> bool {

@@ -9,13 +9,13 @@
 //! The sender's own port is taken when it is free. Else ports come from the pool, in an order that a keyed hash of the tuple
 //! gives (RFC 6056 section 3.3.3). Ports below 1024 are exchanged for their like (RFC 4787 REQ-3a).
 
-use crate::conntrack::{self, Pair, first_timeout};
+use crate::conntrack::{self, Pair, Standing, first_timeout};
 use crate::layout::{
-    Flow, FlowKey, Mapping, MappingKey, NetworkId, Policy, PortId, QUARANTINE, flow_flags, policy_flags,
+    Flow, FlowKey, Mapping, MappingKey, NetworkId, Policy, PortId, QUARANTINE, flow_flags, mapping_kinds, policy_flags,
 };
 use crate::open::Lead;
 use crate::scratch::Scratch;
-use crate::tables::{Age, FlowEntry, Inserted, Tables};
+use crate::tables::{Age, FlowEntry, Inserted, Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol};
 
@@ -30,6 +30,7 @@ const FIRST_SYSTEM_PORT: u16 = 512;
 /// Enters both directions of the flow that is being made, whose opener is in front.
 #[inline(always)]
 pub fn enter(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Nat);
     let may_keep = scratch.lead == Lead::KeepOrPool;
     match scratch.pair.key.protocol() {
         _ if scratch.lead == Lead::Settled => enter_pair(&mut scratch.pair, tables),
@@ -42,7 +43,10 @@ pub fn enter(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReaso
             enter_pair(&mut scratch.pair, tables)
         }
         IpProtocol::TCP | IpProtocol::UDP | IpProtocol::ICMP | IpProtocol::ICMPV6 => reserve(scratch, tables),
-        _ => enter_pair(&mut scratch.pair, tables).map_err(|_taken| DropReason::Protocol),
+        _ => enter_pair(&mut scratch.pair, tables).map_err(|reason| {
+            let is_taken = reason == DropReason::PortsExhausted;
+            if is_taken { DropReason::Protocol } else { reason }
+        }),
     }
 }
 
@@ -51,12 +55,16 @@ pub fn enter(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReaso
 #[inline(never)]
 pub fn enter_pair(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason> {
     pair.turn();
-    let mut inserted = Inserted::Exists;
-    if !conntrack::is_known(&pair.key, tables) {
-        conntrack::bury(&pair.key, tables);
-        inserted = tables.insert_flow(Age::Young, &pair.key, &pair.flow);
-    }
+    let standing = conntrack::standing(&pair.key, tables);
+    let is_free = standing != Standing::Dead || conntrack::bury(&pair.key, tables);
+    let inserted = match standing {
+        Standing::Alive => Inserted::Exists,
+        Standing::Free | Standing::Dead => tables.insert_flow(Age::Young, &pair.key, &pair.flow),
+    };
     pair.turn();
+    if !is_free && inserted != Inserted::Yes {
+        return Err(DropReason::Busy);
+    }
     match inserted {
         Inserted::Yes => enter_opener(pair, tables),
         Inserted::Full => Err(DropReason::TableFull),
@@ -71,9 +79,10 @@ pub fn enter_pair(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason
 #[inline(never)]
 fn leads_here(pair: &Pair, tables: impl Tables) -> bool {
     let answers = pair.flow.other_key(&pair.key);
-    let Some(found) = conntrack::find(&answers, tables.seconds(), tables) else { return false };
+    let entry = tables.flow(Age::Grown, &answers).or_else(|| tables.flow(Age::Young, &answers));
+    let Some(entry) = entry else { return false };
     let mut flow = Flow::EMPTY;
-    found.entry.read(&mut flow);
+    entry.read(&mut flow);
     // Field by field, to spare the stack a key.
     flow.destination == pair.key.source
         && flow.source == pair.key.destination
@@ -86,10 +95,7 @@ fn leads_here(pair: &Pair, tables: impl Tables) -> bool {
 fn enter_opener(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason> {
     match tables.insert_flow(Age::Young, &pair.key, &pair.flow) {
         Inserted::Yes => Ok(()),
-        Inserted::Exists => {
-            adopt(pair, tables);
-            Ok(())
-        }
+        Inserted::Exists => adopt(pair, tables),
         Inserted::Full => {
             tables.remove_flow(Age::Young, &pair.flow.other_key(&pair.key));
             Err(DropReason::TableFull)
@@ -99,13 +105,19 @@ fn enter_opener(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason> 
 
 /// Two packets of one flow on two CPUs: the first one's entry leads to the first one's port, and ours goes.
 #[inline(never)]
-fn adopt(pair: &mut Pair, tables: impl Tables) {
+fn adopt(pair: &mut Pair, tables: impl Tables) -> Result<(), DropReason> {
     let ours = pair.flow.other_key(&pair.key);
-    let Some(winner) = tables.flow(Age::Young, &pair.key) else { return };
+    let Some(winner) = tables.flow(Age::Young, &pair.key).or_else(|| tables.flow(Age::Grown, &pair.key)) else {
+        // Gone again already.
+        tables.remove_flow(Age::Young, &ours);
+        return Err(DropReason::Busy);
+    };
     winner.read(&mut pair.flow);
-    if pair.flow.other_key(&pair.key) != ours {
+    let is_dead = !pair.flow.about.is_alive(tables.seconds());
+    if is_dead || pair.flow.other_key(&pair.key) != ours {
         tables.remove_flow(Age::Young, &ours);
     }
+    if is_dead { Err(DropReason::Busy) } else { Ok(()) }
 }
 
 /// What is remembered while ports are tried.
@@ -197,17 +209,17 @@ fn try_port(
         // Its own port may be one of the pool; then the first turn is no reason to give up.
         return if search.turn == 1 { None } else { Some(Err(DropReason::PortQuota)) };
     }
-    if is_hosts(&pair.key, tables) || conntrack::is_known(&pair.key, tables) {
+    if is_hosts(&pair.key, tables) {
         return None;
+    }
+    match conntrack::standing(&pair.key, tables) {
+        Standing::Alive => return None,
+        Standing::Dead if !conntrack::bury(&pair.key, tables) => return None,
+        Standing::Free | Standing::Dead => {}
     }
     let flags = pair.flow.about.flags & !flow_flags::POOLED;
     pair.flow.about.flags = if is_pooled { flags | flow_flags::POOLED } else { flags };
-    let mut inserted = tables.insert_flow(Age::Young, &pair.key, &pair.flow);
-    if inserted == Inserted::Exists {
-        conntrack::bury(&pair.key, tables);
-        inserted = tables.insert_flow(Age::Young, &pair.key, &pair.flow);
-    }
-    match inserted {
+    match tables.insert_flow(Age::Young, &pair.key, &pair.flow) {
         Inserted::Exists => None,
         Inserted::Full => Some(Err(DropReason::TableFull)),
         // It may have grown up between the look and the insert.
@@ -241,13 +253,12 @@ fn map(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
     let now = tables.seconds();
     search.until = now.wrapping_add(first_timeout(key.protocol(), policy) + QUARANTINE);
     search.inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
-    if let Some(known) = tables.mapping(&search.inside) {
-        if known.ip == pair.flow.source && known.is_alive(now) {
-            tables.refresh_mapping(&search.inside, search.until);
-            pair.flow.about.source_port = known.port;
-            return Ok(());
-        }
-        unmap(&search.inside, &known, tables);
+    if find_own(pair, search, tables) {
+        pair.flow.about.source_port = search.mapping.port;
+        return Ok(());
+    }
+    if !unmap(&search.inside, pair.flow.source, tables) {
+        return Err(DropReason::Busy);
     }
     if tables.usage(pair.flow.about.owner).ports as i64 >= i64::from(policy.ports_per_ns) {
         return Err(DropReason::PortQuota);
@@ -262,7 +273,7 @@ fn map(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
         match take_endpoint(pair, search, port, tables) {
             Inserted::Exists => return true,
             Inserted::Yes => {
-                pair.flow.about.source_port = port;
+                pair.flow.about.source_port = search.mapping.port;
                 outcome = Ok(());
             }
             Inserted::Full => outcome = Err(DropReason::TableFull),
@@ -270,6 +281,30 @@ fn map(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
         false
     });
     outcome
+}
+
+/// Whether the inside endpoint has a mapping that lives, which is in `search` then, and in use again.
+#[inline(never)]
+fn find_own(pair: &Pair, search: &mut Search, tables: impl Tables) -> bool {
+    let Some(known) = tables.mapping(&search.inside) else { return false };
+    if known.ip != pair.flow.source || !known.is_alive(tables.seconds()) {
+        return false;
+    }
+    search.mapping = known;
+    refresh(&search.inside, (known.ip, known.port), search.until, tables);
+    true
+}
+
+/// Has both halves of a mapping live until then, seconds.
+#[inline(always)]
+pub(crate) fn refresh(inside: &MappingKey, external: (IpAddress, [u8; 2]), until: u32, tables: impl Tables) {
+    tables.refresh_mapping(inside, until);
+    tables.refresh_mapping(&outside_of(inside, external), until);
+}
+
+#[inline(always)]
+fn outside_of(inside: &MappingKey, external: (IpAddress, [u8; 2])) -> MappingKey {
+    MappingKey::new(NetworkId::OUTSIDE, IpProtocol(inside.protocol), external.0, external.1)
 }
 
 /// Takes the external endpoint with this port for the inside one, if nobody has it.
@@ -282,9 +317,7 @@ fn take_endpoint(pair: &Pair, search: &mut Search, port: [u8; 2], tables: impl T
             return Inserted::Exists;
         }
         // Its network is not known here; the inside half is found dead by its own endpoint's next packet.
-        if tables.remove_mapping(&search.outside) {
-            tables.add_usage(holder.owner, 0, -1);
-        }
+        release(&search.outside, None, tables);
     }
     search.answers = pair.key.turned(NetworkId::OUTSIDE);
     (search.answers.destination, search.answers.destination_port) = (pair.flow.source, port);
@@ -308,11 +341,11 @@ fn enter_mapping(pair: &Pair, search: &mut Search, port: [u8; 2], tables: impl T
     let entered = tables.insert_mapping(inside, mapping);
     if entered == Inserted::Yes {
         tables.add_usage(owner, 0, 1);
-    } else {
-        // Another CPU has mapped the endpoint meanwhile, or there is no room for this half.
-        tables.remove_mapping(outside);
+        return entered;
     }
-    entered
+    // Another CPU has mapped the endpoint meanwhile, or there is no room for this half.
+    tables.remove_mapping(outside);
+    if find_own(pair, search, tables) { Inserted::Yes } else { entered }
 }
 
 /// Notes whom the flow speaks to, for a network that filters by address. Without room the filter is stricter.
@@ -342,20 +375,95 @@ pub fn admitted(key: &FlowKey, tables: impl Tables) -> Option<Mapping> {
     tables.mapping(&spoken_to).filter(|known| known.is_alive(tables.seconds())).map(|_| mapping)
 }
 
-/// Gives up a mapping, both halves.
+/// Gives up an endpoint's mapping that is dead, or to another address than `source`: both halves. `false` when another CPU
+/// is about to.
 #[inline(never)]
-fn unmap(inside: &MappingKey, known: &Mapping, tables: impl Tables) {
-    tables.remove_mapping(inside);
-    let outside = MappingKey::new(NetworkId::OUTSIDE, IpProtocol(inside.protocol), known.ip, known.port);
-    let is_its = tables.mapping(&outside).is_some_and(|other| (other.ip, other.port) == (inside.ip, inside.port));
-    if is_its && tables.remove_mapping(&outside) {
+fn unmap(inside: &MappingKey, source: IpAddress, tables: impl Tables) -> bool {
+    let now = tables.seconds();
+    // Twice: who had locked the endpoint may have made a new one since we looked.
+    let outdated = || tables.mapping(inside).filter(|known| known.ip != source || !known.is_alive(now));
+    if outdated().is_none() {
+        return true;
+    }
+    if !tables.lock(inside) {
+        return false;
+    }
+    if let Some(known) = outdated() {
+        // The outer half first: while the inner one is there, nobody makes a new mapping of the endpoint.
+        release(&outside_of(inside, (known.ip, known.port)), Some(inside), tables);
+        tables.remove_mapping(inside);
+    }
+    tables.unlock(inside);
+    true
+}
+
+/// Frees an external endpoint whose mapping is dead, or of `inside`. One CPU at a time, which looks once more: else what is
+/// removed may be another namespace's, that was given the port since.
+#[inline(never)]
+fn release(outside: &MappingKey, inside: Option<&MappingKey>, tables: impl Tables) {
+    if !tables.lock(outside) {
+        return;
+    }
+    if let Some(holder) = tables.mapping(outside) {
+        let is_over = match inside {
+            Some(inside) => (holder.ip, holder.port) == (inside.ip, inside.port),
+            None => !holder.is_alive(tables.seconds()),
+        };
+        if is_over && tables.remove_mapping(outside) {
+            tables.add_usage(holder.owner, 0, -1);
+        }
+    }
+    tables.unlock(outside);
+}
+
+/// Removes an entry of the mappings, if it is dead.
+#[inline(never)]
+pub fn forget_dead(key: &MappingKey, tables: impl Tables) {
+    if key.side == NetworkId::OUTSIDE && key.kind == mapping_kinds::ENDPOINT {
+        return release(key, None, tables);
+    }
+    if tables.lock(key) {
+        if tables.mapping(key).is_some_and(|mapping| !mapping.is_alive(tables.seconds())) {
+            tables.remove_mapping(key);
+        }
+        tables.unlock(key);
+    }
+}
+
+/// Ends a mapping of which `key` is a half, unless one of the halves lives; or a note that is dead. Whether it did.
+#[inline(never)]
+pub fn end_dead(key: &MappingKey, tables: impl Tables) -> bool {
+    let now = tables.seconds();
+    let Some(known) = tables.mapping(key).filter(|known| !known.is_alive(now)) else { return false };
+    if key.kind != mapping_kinds::ENDPOINT {
+        return tables.remove_mapping(key);
+    }
+    let is_outer = key.side == NetworkId::OUTSIDE;
+    // An owner that is gone has left nothing inside.
+    let inside = if is_outer { tables.port(known.owner).map(|owner| owner.network()) } else { None };
+    let side = inside.unwrap_or(NetworkId::OUTSIDE);
+    let other_key = MappingKey::new(side, IpProtocol(key.protocol), known.ip, known.port);
+    let other = tables.mapping(&other_key).filter(|other| (other.ip, other.port) == (key.ip, key.port));
+    if other.is_some_and(|other| other.is_alive(now)) {
+        return false;
+    }
+    let (inner, outer) = if is_outer { (&other_key, key) } else { (key, &other_key) };
+    let has_inner = !is_outer || other.is_some();
+    let has_outer = is_outer || other.is_some();
+    // The inner half first: a flow that begins meanwhile makes a mapping of its own, rather than use a port that is about
+    // to be free.
+    let was_inside = has_inner && tables.remove_mapping(inner);
+    let was_outside = has_outer && tables.remove_mapping(outer);
+    if was_outside {
         tables.add_usage(known.owner, 0, -1);
     }
+    was_inside || was_outside
 }
 
 /// The inside endpoint that the receiver of such packets is mapped to.
 #[inline(always)]
 pub fn mapped(key: &FlowKey, tables: impl Tables) -> Option<Mapping> {
+    tables.enter(Stage::Nat);
     let outside = MappingKey::new(NetworkId::OUTSIDE, key.protocol(), key.destination, key.destination_port);
     tables.mapping(&outside).filter(|mapping| mapping.is_alive(tables.seconds()))
 }

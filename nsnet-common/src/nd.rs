@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::capture::Moment;
 use crate::checksum::Sum;
 use crate::guard::other_owner;
 use crate::layout::{Port, PortId};
@@ -53,6 +54,7 @@ pub fn answer(frame: &mut impl Packet, from: &Port, tables: impl Tables) -> Resu
     if !is_answerable(frame)? {
         return Ok(Answer::ByOwner(owner.id()));
     }
+    tables.show(Moment::Before(from.id().ifindex()), frame);
     write_advertisement(frame, owner.mac(), owner.is_host()).ok_or(DropReason::Truncated)?;
     tables.count_answered(from.id());
     Ok(Answer::Here)

@@ -1,5 +1,6 @@
 //! Packets that belong to no flow: may they open one, and where does it lead?
 
+use crate::capture::Moment;
 use crate::conntrack::{self, Way};
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{About, AddressKey, Flow, NetworkId, Policy, Port, PortId, policy_flags};
@@ -8,9 +9,9 @@ use crate::packet::Packet;
 use crate::publish::{self, published};
 use crate::route::fits;
 use crate::scratch::Scratch;
-use crate::tables::{Hop, Route, Tables};
+use crate::tables::{Hop, Route, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
-use crate::wire::{IpAddress, Mac};
+use crate::wire::{IpAddress, Mac, Macs};
 
 /// Where a packet that belongs to no flow leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ pub enum Lead {
 /// From a namespace.
 #[inline(never)]
 pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Lead);
     tables.read_policy(from.network(), &mut scratch.policy)?;
     let destination = &scratch.datagram.key.destination;
     if let Some(network) = network_of(destination, tables) {
@@ -83,7 +85,7 @@ fn leave_to_network(
     let Scratch { datagram, flow, .. } = scratch;
     leave_unchanged(flow, datagram);
     (flow.about.out, flow.about.other_side) = (to.id(), to.network());
-    (flow.about.to_mac, flow.about.from_mac) = (to.mac(), mac_of(gateway, tables));
+    (flow.about.macs.to, flow.about.macs.from) = (to.mac(), mac_of(gateway, tables));
     scratch.lead = Lead::Through;
     Ok(())
 }
@@ -120,17 +122,20 @@ fn leave_to_host(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Res
 /// Up to the host, as it is.
 #[inline(always)]
 pub(crate) fn to_host(frame: &impl Packet, scratch: &Scratch, gateway: PortId, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Send);
     let gateway = tables.port(gateway).ok_or(DropReason::UnknownPort)?;
     if !fits(frame, &scratch.datagram, gateway.mtu()) {
         return Err(DropReason::TooLong);
     }
     tables.count_sent(gateway.id(), frame.len());
+    tables.show(Moment::Left(gateway.id().ifindex()), frame);
     Ok(Verdict::Deliver(Egress::Host(gateway.id())))
 }
 
 /// Out of an uplink: masqueraded, or as it is.
 #[inline(never)]
 fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Open);
     check_opens(&scratch.datagram)?;
     let is_v4 = scratch.datagram.key.is_v4();
     conntrack::check_quota(from.id(), scratch.policy.flows_per_ns, is_v4, tables)?;
@@ -139,7 +144,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
     let Scratch { pair, policy, hop, .. } = scratch;
     let about = &mut pair.flow.about;
     (about.owner, about.out, about.mtu) = (from.id(), hop.uplink, hop.mtu);
-    (about.to_mac, about.from_mac) = (hop.to_mac, hop.from_mac);
+    (about.macs.to, about.macs.from) = (hop.to_mac, hop.from_mac);
     if !policy.has(policy_flags::MASQUERADE) {
         scratch.lead = Lead::Settled;
         return Ok(());
@@ -152,6 +157,7 @@ fn leave_by_uplink(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> R
 /// From an uplink.
 #[inline(never)]
 pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Lead);
     scratch.lead = Lead::Pass;
     if scratch.datagram.kind == Kind::Link {
         return Ok(());
@@ -211,7 +217,7 @@ pub(crate) fn begin(scratch: &mut Scratch, from: &Port, from_mac: Mac, tables: i
     leave_unchanged(&mut pair.flow, datagram);
     // By an uplink the way back is asked for when there is something to send.
     let to_mac = if from.is_uplink() { Mac::ZERO } else { from.mac() };
-    pair.back = Way { out: from.id(), mtu: 0, to_mac, from_mac };
+    pair.back = Way { out: from.id(), mtu: 0, macs: Macs { to: to_mac, from: from_mac } };
     pair.flow.about.seen = tables.seconds();
     pair.flow.about.timeout = conntrack::first_timeout(datagram.key.protocol(), policy);
     (pair.flow.about.next, pair.flow.about.acknowledged) = (datagram.end, datagram.acknowledgement);
@@ -241,6 +247,7 @@ pub(crate) fn check_opens(datagram: &Datagram) -> Result<(), DropReason> {
 /// Asks the host's routes, as far as the policy allows to go by them.
 #[inline(never)]
 pub(crate) fn find_way(scratch: &mut Scratch, tables: impl Tables) -> Result<Route, DropReason> {
+    tables.enter(Stage::Route);
     let Scratch { datagram, policy, hop, .. } = scratch;
     let gateway = tables.port(policy.gateway).ok_or(DropReason::UnknownPort)?;
     let route = tables.route(gateway.ifindex(), &datagram.key, hop);

@@ -28,10 +28,20 @@ pub trait Packet {
     /// The `T` that begins `at` bytes into the frame, or `None` when the frame ends before it does.
     fn view<T: Wire>(&self, at: usize) -> Option<&T>;
 
+    /// A copy of it. Where more than a few bytes are looked at this is faster than a view: they are fetched in words.
+    fn copy<T: Wire + Copy>(&self, at: usize) -> Option<T> {
+        self.view(at).copied()
+    }
+
     /// Writes `value` over the bytes that begin at `at`; `None` when the frame ends before that.
     ///
     /// Not for fields under a transport checksum: a local frame's checksum may be partial, only the kernel knows.
     fn write<T: Wire>(&mut self, at: usize, value: &T) -> Option<()>;
+
+    /// The same in the programs that hardly let a frame by unwritten: there the way to write may have a price for all.
+    fn overwrite<T: Wire>(&mut self, at: usize, value: &T) -> Option<()> {
+        self.write(at, value)
+    }
 
     /// Changes the transport checksum `at` by what changed under it: addresses of the pseudo-header, and bytes of the
     /// message itself. A local frame's checksum may be partial, which covers the pseudo-header only: the two are apart

@@ -1,5 +1,6 @@
 //! A packet's life, from the hook it arrives at to its verdict. No word here knows which hook that is.
 
+use crate::capture::Moment;
 use crate::fragment;
 use crate::guard;
 use crate::icmp;
@@ -11,7 +12,7 @@ use crate::refuse;
 use crate::route;
 use crate::scratch::Scratch;
 use crate::switch;
-use crate::tables::{Reclaim, Tables};
+use crate::tables::{Reclaim, Stage, Tables};
 use crate::verdict::{DropReason, Outcome, Refusal, Verdict};
 use crate::wire::{EtherType, Ethernet};
 
@@ -19,6 +20,7 @@ use crate::wire::{EtherType, Ethernet};
 #[inline(always)]
 pub fn from_namespace(frame: &mut impl Packet, port: PortId, tables: impl Tables) -> Outcome {
     counted(frame, port, tables, |frame, eth, from| {
+        tables.enter(Stage::Guard);
         guard::check_sender(frame, eth, from, tables)?;
         switch::forward(frame, eth, from, tables)
     })
@@ -36,7 +38,7 @@ pub fn routed(frame: &mut impl Packet, id: PortId, scratch: &mut Scratch, tables
     let length = frame.len();
     let Some(port) = tables.port(id) else { return Err(DropReason::UnknownPort) };
     let outcome = route::leave(frame, &port, scratch, tables);
-    told(&port, length, outcome, tables)
+    told(frame, &port, length, outcome, tables)
 }
 
 /// A frame that came in by the uplink with this interface index.
@@ -52,7 +54,7 @@ pub fn from_uplink(frame: &mut impl Packet, ifindex: u32, scratch: &mut Scratch,
     let length = frame.len();
     tables.count_received(uplink.id(), length);
     let outcome = route::enter(frame, &uplink, scratch, tables);
-    told(&uplink, length, outcome, tables)
+    told(frame, &uplink, length, outcome, tables)
 }
 
 /// An ICMP error, which [`routed`] or [`from_uplink`] has read into `scratch`: passed on with the packet that it is about.
@@ -61,7 +63,7 @@ pub fn related(frame: &mut impl Packet, id: PortId, scratch: &mut Scratch, table
     let length = frame.len();
     let Some(port) = tables.port(id) else { return Err(DropReason::UnknownPort) };
     let outcome = icmp::translate(frame, scratch, tables);
-    told(&port, length, outcome, tables)
+    told(frame, &port, length, outcome, tables)
 }
 
 /// A fragment, which [`routed`] or [`from_uplink`] has read into `scratch`.
@@ -70,7 +72,7 @@ pub fn fragmented(frame: &mut impl Packet, id: PortId, scratch: &mut Scratch, ta
     let length = frame.len();
     let Some(port) = tables.port(id) else { return Err(DropReason::UnknownPort) };
     let outcome = fragment::follow(frame, &port, scratch, tables);
-    told(&port, length, outcome, tables)
+    told(frame, &port, length, outcome, tables)
 }
 
 /// A packet that is longer than its way out takes, but may be cut.
@@ -79,7 +81,7 @@ pub fn cut(frame: &mut impl Packet, id: PortId, scratch: &mut Scratch, tables: i
     let length = frame.len();
     let Some(port) = tables.port(id) else { return Err(DropReason::UnknownPort) };
     let outcome = fragment::cut(frame, &port, scratch, tables);
-    told(&port, length, outcome, tables)
+    told(frame, &port, length, outcome, tables)
 }
 
 /// A packet of no flow, which [`routed`] or [`from_uplink`] has read into `scratch`: where does it lead, may it open one?
@@ -94,7 +96,7 @@ pub fn opened(frame: &mut impl Packet, id: PortId, scratch: &mut Scratch, tables
         tables.reclaim(if scratch.datagram.key.is_v4() { Reclaim::Flows4 } else { Reclaim::Flows6 });
         tables.reclaim(Reclaim::Mappings);
     }
-    told(&port, length, outcome, tables)
+    told(frame, &port, length, outcome, tables)
 }
 
 #[inline(always)]
@@ -118,34 +120,39 @@ fn open_and_send(frame: &mut impl Packet, from: &Port, scratch: &mut Scratch, ta
 
 /// Counts what was dropped or passed, and has the sender told where that is of use to it.
 #[inline(always)]
-fn told(from: &Port, length: u32, outcome: Outcome, tables: impl Tables) -> Outcome {
+fn told(frame: &impl Packet, from: &Port, length: u32, outcome: Outcome, tables: impl Tables) -> Outcome {
     match outcome {
         Err(reason) => {
-            tables.count_dropped(from.id(), reason, length);
-            if refuse::is_told(reason) { Ok(Verdict::Refuse(reason)) } else { outcome }
+            tables.count_dropped(from.id(), reason, length, frame);
+            return if refuse::is_told(reason) { Ok(Verdict::Refuse(reason)) } else { outcome };
         }
+        Ok(Verdict::Deliver(_)) => tables.show(Moment::After, frame),
         Ok(Verdict::Pass) => {
             tables.count_passed(from.id());
-            outcome
+            tables.show(Moment::Passed, frame);
         }
+        Ok(Verdict::Again) => tables.show(Moment::Again, frame),
         Ok(
-            Verdict::Deliver(_)
-            | Verdict::Flooded
+            Verdict::Flooded
             | Verdict::Route
             | Verdict::Relate
             | Verdict::Open
             | Verdict::Fragment
             | Verdict::Cut
-            | Verdict::Again
             | Verdict::Refuse(_),
-        ) => outcome,
+        ) => {}
     }
+    outcome
 }
 
 /// A frame that was dropped, but whose sender is to know: turns it into the ICMP error about itself.
 #[inline(always)]
 pub fn refused(frame: &mut impl Packet, at: PortId, refusal: Refusal, tables: impl Tables) -> Outcome {
-    refuse::tell(frame, at, refusal, tables)
+    let outcome = refuse::tell(frame, at, refusal, tables);
+    if outcome.is_ok() {
+        tables.show(Moment::Notice, frame);
+    }
+    outcome
 }
 
 /// Follows a frame from a hook's outcome to its end, as the programs do by calling one another.
@@ -153,34 +160,34 @@ pub fn refused(frame: &mut impl Packet, at: PortId, refusal: Refusal, tables: im
 pub fn complete(
     frame: &mut impl Packet,
     at: PortId,
-    outcome: Outcome,
+    mut outcome: Outcome,
     scratch: &mut Scratch,
     tables: impl Tables,
 ) -> Outcome {
-    match outcome {
-        Ok(Verdict::Route) => {
-            let next = routed(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Relate) => {
-            let next = related(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Open) => {
-            let next = opened(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Fragment) => {
-            let next = fragmented(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Cut) => {
-            let next = cut(frame, at, scratch, tables);
-            complete(frame, at, next, scratch, tables)
-        }
-        Ok(Verdict::Refuse(reason)) => refused(frame, at, Refusal { reason, mtu: scratch.longest }, tables),
-        Ok(Verdict::Deliver(_) | Verdict::Flooded | Verdict::Again | Verdict::Pass) | Err(_) => outcome,
+    while let Some(next) = proceed(frame, at, outcome, scratch, tables) {
+        outcome = next;
     }
+    outcome
+}
+
+/// Goes on with a frame by the one stage that `outcome` leads to; `None` when that is its end.
+#[cfg(any(test, feature = "std"))]
+pub fn proceed(
+    frame: &mut impl Packet,
+    at: PortId,
+    outcome: Outcome,
+    scratch: &mut Scratch,
+    tables: impl Tables,
+) -> Option<Outcome> {
+    Some(match outcome {
+        Ok(Verdict::Route) => routed(frame, at, scratch, tables),
+        Ok(Verdict::Relate) => related(frame, at, scratch, tables),
+        Ok(Verdict::Open) => opened(frame, at, scratch, tables),
+        Ok(Verdict::Fragment) => fragmented(frame, at, scratch, tables),
+        Ok(Verdict::Cut) => cut(frame, at, scratch, tables),
+        Ok(Verdict::Refuse(reason)) => refused(frame, at, Refusal { reason, mtu: scratch.longest }, tables),
+        Ok(Verdict::Deliver(_) | Verdict::Flooded | Verdict::Again | Verdict::Pass) | Err(_) => return None,
+    })
 }
 
 /// What is common to all ways in: the frame is an untagged Ethernet frame from a port that exists, and it is counted.
@@ -208,7 +215,7 @@ fn counted<P: Packet>(
         None => Err(DropReason::UnknownPort),
     };
     if let Err(reason) = outcome {
-        tables.count_dropped(id, reason, length);
+        tables.count_dropped(id, reason, length, frame);
     }
     outcome
 }

@@ -9,9 +9,9 @@ mod user {
     use zerocopy::{FromBytes, Immutable, IntoBytes};
 
     use crate::layout::{
-        AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding,
-        Mapping, MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortCounters, PortId, Publish,
-        PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage,
+        AddressKey, Capture, Capturing, DropKey, Dropped, Event, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment,
+        FragmentKey, Held, HeldKey, Holding, LastDrop, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
+        Policy, Port, PortCounters, PortId, Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage,
     };
     use crate::wire::{IpAddress, Mac};
 
@@ -27,5 +27,6 @@ mod user {
 
     pod!(AddressKey, DropKey, ForeignKey, Mac, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey);
     pod!(SubnetKey, Traffic, Flow, Flow4, FlowKey, FlowKey4, Mapping, MappingKey, Policy, Publish, PublishedKey, Usage);
+    pod!(Capture, Capturing, Dropped, Event, LastDrop);
     pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding);
 }

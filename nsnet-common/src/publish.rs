@@ -5,13 +5,14 @@ use crate::datagram::Kind;
 use crate::layout::{Mapping, NetworkId, Port, flow_flags};
 use crate::open::{Lead, begin, check_opens, mac_of};
 use crate::scratch::Scratch;
-use crate::tables::{Route, Tables};
+use crate::tables::{Route, Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, Mac};
 
 /// The published entry that the packet is to, if it is to one of the host's addresses.
 #[inline(never)]
 pub(crate) fn published(scratch: &mut Scratch, tables: impl Tables) -> Option<u32> {
+    tables.enter(Stage::Publish);
     let Scratch { datagram, hop, .. } = scratch;
     let key = &datagram.key;
     if !matches!(datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
@@ -60,7 +61,7 @@ pub(crate) fn from_outside(
     (about.publish, about.epoch) = (place as u16, entry.epoch);
     about.flags |= flow_flags::PUBLISHED;
     (about.owner, about.out, about.other_side) = (target.id(), target.id(), entry.network);
-    (about.to_mac, about.from_mac) = (target.mac(), mac_of(policy.gateway, tables));
+    (about.macs.to, about.macs.from) = (target.mac(), mac_of(policy.gateway, tables));
     tables.count_publish_hit(place);
     scratch.lead = Lead::Settled;
     Ok(())
@@ -85,7 +86,7 @@ pub(crate) fn to_mapped(
     let about = &mut pair.flow.about;
     about.destination_port = mapping.port;
     (about.owner, about.out, about.other_side) = (target.id(), target.id(), target.network());
-    (about.to_mac, about.from_mac) = (target.mac(), mac_of(policy.gateway, tables));
+    (about.macs.to, about.macs.from) = (target.mac(), mac_of(policy.gateway, tables));
     scratch.lead = Lead::Settled;
     Ok(())
 }
@@ -133,7 +134,7 @@ pub(crate) fn hairpin(
     (about.publish, about.epoch) = (flow.about.publish, flow.about.epoch);
     about.flags |= flow_flags::PUBLISHED | flow_flags::HAIRPIN;
     (about.owner, about.out, about.other_side) = (from.id(), target.id(), target.network());
-    about.to_mac = target.mac();
+    about.macs.to = target.mac();
     scratch.lead = Lead::Pool;
     Ok(())
 }
@@ -144,6 +145,6 @@ fn come_from_gateway(scratch: &mut Scratch, tables: impl Tables) -> Result<(), D
     let Scratch { pair: Pair { key, flow, .. }, policy, .. } = scratch;
     let gateway = tables.port(policy.gateway).ok_or(DropReason::UnknownPort)?;
     flow.source = if key.is_v4() { IpAddress::v4(gateway.ipv4()) } else { IpAddress(gateway.ipv6()) };
-    flow.about.from_mac = gateway.mac();
+    flow.about.macs.from = gateway.mac();
     Ok(())
 }

@@ -7,7 +7,7 @@ use core::num::NonZero;
 use crate::layout::{NetworkId, PortId, REFUSAL_BURST_NS, REFUSAL_NS};
 use crate::packet::Packet;
 use crate::quote;
-use crate::tables::Tables;
+use crate::tables::{Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Refusal, Verdict};
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::icmpv6::{self, Head};
@@ -103,7 +103,8 @@ impl DropReason {
             | Self::Protocol
             | Self::NoUplink
             | Self::AddressChanged
-            | Self::OwnSource => None,
+            | Self::OwnSource
+            | Self::Busy => None,
         }
     }
 }
@@ -112,6 +113,7 @@ impl DropReason {
 /// the outcome when nothing is told.
 #[inline(always)]
 pub fn tell(frame: &mut impl Packet, at: PortId, refusal: Refusal, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Refuse);
     match turn_back(frame, at, refusal, tables) {
         Some(egress) => Ok(Verdict::Deliver(egress)),
         None => Err(refusal.reason),

@@ -1,66 +1,34 @@
 //! A packet is given the addresses, ports and MACs of its flow, one hop less, and the checksums that go with them.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
-
 use crate::checksum::Delta;
 use crate::datagram::{Datagram, Kind, Query};
 use crate::layout::Flow;
 use crate::packet::Packet;
 use crate::scratch::Scratch;
 use crate::verdict::DropReason;
+use crate::wire::Ethernet;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::transport::{Ports, Tcp, Udp};
-use crate::wire::{EtherType, Ethernet};
-
-/// The headers that a packet leaves with: built in place and written at once.
-#[derive(Clone, Copy, Debug, FromBytes)]
-#[repr(C)]
-pub struct Headers {
-    v4: Headers4,
-    v6: Headers6,
-}
-
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Headers4 {
-    eth: Ethernet,
-    ip: Ipv4,
-}
-
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Headers6 {
-    eth: Ethernet,
-    ip: Ipv6,
-}
-
-#[cfg(any(test, feature = "std"))]
-impl Headers {
-    /// Nothing but zeros.
-    pub const EMPTY: Self = zerocopy::transmute!([0u8; size_of::<Headers4>() + size_of::<Headers6>()]);
-}
 
 /// Passes the packet on as `scratch.flow` says.
 #[inline(always)]
-pub fn pass_on(frame: &mut impl Packet, scratch: &mut Scratch) -> Result<(), DropReason> {
+pub fn pass_on(frame: &mut impl Packet, scratch: &Scratch) -> Result<(), DropReason> {
     write_transport(frame, &scratch.datagram, &scratch.flow).ok_or(DropReason::Truncated)?;
     write_network(frame, scratch).ok_or(DropReason::Truncated)
 }
 
-/// Ethernet and IP header, by one write.
+/// MACs and IP header.
 #[inline(always)]
-pub(crate) fn write_network(frame: &mut impl Packet, scratch: &mut Scratch) -> Option<()> {
-    let Scratch { datagram, flow, headers: Headers { v4, v6 }, .. } = scratch;
-    let (to, from) = (flow.about.to_mac, flow.about.from_mac);
+pub(crate) fn write_network(frame: &mut impl Packet, scratch: &Scratch) -> Option<()> {
+    let Scratch { datagram, flow, .. } = scratch;
+    frame.overwrite(0, &flow.about.macs)?;
     if datagram.key.is_v4() {
-        v4.eth = Ethernet::new(to, from, EtherType::IPV4);
-        v4.ip = frame.view::<Ipv4>(Ethernet::LEN)?.forwarded(flow.source.low(), flow.destination.low());
-        frame.write(0, v4)
+        let ip = frame.copy::<Ipv4>(Ethernet::LEN)?.forwarded(flow.source.low(), flow.destination.low());
+        frame.overwrite(Ethernet::LEN, &ip)
     } else {
-        v6.eth = Ethernet::new(to, from, EtherType::IPV6);
-        v6.ip = frame.view::<Ipv6>(Ethernet::LEN)?.forwarded(flow.source, flow.destination);
-        frame.write(0, v6)
+        let ip = frame.copy::<Ipv6>(Ethernet::LEN)?.forwarded(flow.source, flow.destination);
+        frame.overwrite(Ethernet::LEN, &ip)
     }
 }
 
@@ -79,11 +47,11 @@ fn write_transport(frame: &mut impl Packet, datagram: &Datagram, flow: &Flow) ->
     match datagram.kind {
         Kind::Tcp => {
             frame.change_checksum(at + Tcp::CHECKSUM_AT, pseudo, ports, false)?;
-            if old != new { frame.write(at, &new) } else { Some(()) }
+            if old != new { frame.overwrite(at, &new) } else { Some(()) }
         }
         Kind::Udp => {
             frame.change_checksum(at + Udp::CHECKSUM_AT, pseudo, ports, true)?;
-            if old != new { frame.write(at, &new) } else { Some(()) }
+            if old != new { frame.overwrite(at, &new) } else { Some(()) }
         }
         Kind::EchoRequest | Kind::EchoReply => write_echo(frame, datagram, flow),
         // A CRC without pseudo-header over SCTP; nothing that we know of over the others.

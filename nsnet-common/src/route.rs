@@ -8,6 +8,7 @@
 //!     by an uplink?      -> masqueraded, or as it is    else   -> the host
 //! ```
 
+use crate::capture::Moment;
 use crate::conntrack::{self, Step};
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{Flow, FlowState, NetworkId, Port, PortId, flow_flags};
@@ -15,7 +16,7 @@ use crate::open::{find_way, source_of};
 use crate::packet::Packet;
 use crate::rewrite;
 use crate::scratch::Scratch;
-use crate::tables::{Age, FlowEntry, Route, Tables};
+use crate::tables::{Age, FlowEntry, Route, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::transport::{Tcp, Udp, tcp_flags};
 use crate::wire::{Ethernet, Mac};
@@ -78,6 +79,7 @@ pub fn enter(frame: &mut impl Packet, uplink: &Port, scratch: &mut Scratch, tabl
 /// apart, and 145,000 instructions become a quarter of that.
 #[inline(never)]
 pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
+    tables.enter(Stage::Conntrack);
     scratch.is_known = false;
     // An error has no ports, which an echo of identifier 0 has not either: it would pass as one, untranslated.
     if matches!(scratch.datagram.kind, Kind::IcmpError | Kind::Link) {
@@ -92,7 +94,7 @@ pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) ->
         return Ok(());
     }
     (scratch.is_known, scratch.is_grown_by) = (true, step == Step::Promote);
-    scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+    scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     if now != scratch.flow.about.seen && may_refresh(scratch) {
         return refresh(from, scratch, found.age, now, tables);
     }
@@ -102,7 +104,12 @@ pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) ->
 /// Once a second: keeps the flow alive, asks for its way again, and makes the kernel see to its neighbour.
 #[inline(never)]
 fn refresh(from: &Port, scratch: &mut Scratch, age: Age, now: u32, tables: impl Tables) -> Result<(), DropReason> {
-    conntrack::refresh(scratch, age, now, tables);
+    if !conntrack::refresh(scratch, age, now, tables) {
+        // Half of a flow would live on as long as somebody speaks, unheard: it is made anew.
+        conntrack::end(&scratch.datagram.key, &scratch.flow, age, tables);
+        scratch.is_known = false;
+        return Ok(());
+    }
     if from.is_uplink() || scratch.flow.about.other_side != NetworkId::OUTSIDE {
         return Ok(());
     }
@@ -167,8 +174,9 @@ fn find_way_again(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Re
 }
 
 /// Sends the packet on as `scratch.flow` says.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Send);
     let Scratch { datagram, flow, .. } = scratch;
     let out = out_of(datagram, flow, tables)?;
     let longest = longest(&out, flow.about.mtu);
@@ -177,6 +185,7 @@ pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl 
         let may_cut = !datagram.whole && frame.gso_size() == 0;
         return if may_cut { Ok(Verdict::Cut) } else { Err(DropReason::FragmentationNeeded) };
     }
+    tables.show(Moment::Before(out.ifindex()), frame);
     rewrite::pass_on(frame, scratch)?;
     tables.count_sent(out.id(), frame.len());
     Ok(Verdict::Deliver(way_out(&out, scratch.by_neighbour)))
@@ -185,7 +194,7 @@ pub(crate) fn send(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl 
 /// The same for the packet that has just opened its flow.
 #[inline(always)]
 pub(crate) fn send_first(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Tables) -> Outcome {
-    scratch.by_neighbour = scratch.flow.about.to_mac == Mac::ZERO;
+    scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
     send(frame, scratch, tables)
 }
 
@@ -193,7 +202,7 @@ pub(crate) fn send_first(frame: &mut impl Packet, scratch: &mut Scratch, tables:
 #[inline(always)]
 pub(crate) fn out_of(datagram: &Datagram, flow: &Flow, tables: impl Tables) -> Result<Port, DropReason> {
     let out = tables.port(flow.about.out).ok_or(DropReason::UnknownDestination)?;
-    if !out.is_uplink() && out.mac() != flow.about.to_mac {
+    if !out.is_uplink() && out.mac() != flow.about.macs.to {
         // The port number is somebody else's by now.
         return Err(DropReason::UnknownDestination);
     }

@@ -7,7 +7,6 @@ use crate::icmp::Quote;
 use crate::layout::{Flow, Policy, Whole};
 use crate::nat::Search;
 use crate::open::Lead;
-use crate::rewrite::Headers;
 use crate::tables::Hop;
 
 /// One packet's workplace. The programs keep one for each CPU; nothing in it outlives the packet.
@@ -33,8 +32,6 @@ pub struct Scratch {
     pub hop: Hop,
     /// The longest packet for the way out, when this one is longer.
     pub longest: u16,
-    /// The headers that it leaves with.
-    pub headers: Headers,
     /// The external port that is looked for.
     pub search: Search,
     /// The packet that it is a fragment of.
@@ -59,7 +56,6 @@ impl Default for Scratch {
             lead: Lead::Host,
             hop: Hop::default(),
             longest: 0,
-            headers: Headers::EMPTY,
             search: Search::EMPTY,
             piece: Piece::EMPTY,
             whole: Whole { bytes: [0; _] },

@@ -1,10 +1,11 @@
 //! Where does a frame go? Known unicast to one port; ARP and ND answered; other groups flooded; all else dropped.
 
 use crate::arp;
+use crate::capture::Moment;
 use crate::layout::{FLOOD_BURST_NS, FLOOD_COPY_NS, MAX_PORTS, Port, PortId, StationKey, port_of_mac};
 use crate::nd::{self, Answer};
 use crate::packet::Packet;
-use crate::tables::Tables;
+use crate::tables::{Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -14,6 +15,7 @@ use crate::wire::{EtherType, Ethernet, IpAddress, IpProtocol, Mac};
 /// Sends a frame that came in by `from` where its destination says.
 #[inline(always)]
 pub fn forward(frame: &mut impl Packet, eth: &Ethernet, from: &Port, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Switch);
     if eth.destination.is_group() {
         return forward_group(frame, from, tables);
     }
@@ -34,6 +36,7 @@ fn forward_group(frame: &mut impl Packet, from: &Port, tables: impl Tables) -> O
         return Err(DropReason::ReservedGroup);
     }
     check_ethertype(&eth)?;
+    tables.enter(Stage::Answer);
     match eth.ethertype() {
         EtherType::ARP if arp::answer(frame, from, tables)? => return reply(frame, from, tables),
         EtherType::IPV6 => match nd::answer(frame, from, tables)? {
@@ -86,6 +89,7 @@ fn deliver(frame: &impl Packet, from: &Port, to: &Port, tables: impl Tables) -> 
         check_host_destination(frame, from, tables)?;
     }
     tables.count_sent(to.id(), frame.len());
+    tables.show(Moment::Left(to.id().ifindex()), frame);
     Ok(Verdict::Deliver(Egress::to(to)))
 }
 
@@ -100,6 +104,7 @@ fn deliver_to(frame: &impl Packet, from: &Port, to: PortId, tables: impl Tables)
 #[inline(always)]
 fn reply(frame: &impl Packet, from: &Port, tables: impl Tables) -> Outcome {
     tables.count_sent(from.id(), frame.len());
+    tables.show(Moment::After, frame);
     Ok(Verdict::Deliver(Egress::to(from)))
 }
 
@@ -115,6 +120,7 @@ enum Audience {
 /// To every other port of the network, within the sender's allowance.
 #[inline(never)]
 fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl Tables) -> Outcome {
+    tables.enter(Stage::Flood);
     let network = tables.network(from.network()).ok_or(DropReason::UnknownPort)?;
     let copies = match audience {
         Audience::All => network.ports().saturating_sub(1),
@@ -125,6 +131,7 @@ fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl 
     }
     take_allowance(from.id(), copies, tables)?;
     tables.count_flooded(from.id());
+    tables.show(Moment::Flooded, frame);
 
     // All that the frame alone decides is decided once, not for each copy.
     let length = frame.len();
@@ -146,7 +153,7 @@ fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl 
         let refused = if on_wire > longest(&port) { Some(DropReason::TooLong) } else { None };
         let refused = if port.is_host() && refused.is_none() { host_refuses } else { refused };
         if let Some(reason) = refused {
-            tables.count_dropped(port.id(), reason, length);
+            tables.count_dropped(port.id(), reason, length, frame);
         } else {
             tables.count_sent(port.id(), length);
             frame.copy_to(&port);

@@ -1,5 +1,6 @@
 //! The maps, as the core sees them. Lookups return copies: an entry may change under a reference at any time.
 
+use crate::capture::Moment;
 use crate::layout::{
     About, AddressKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HeldKey, Holding, Mapping,
     MappingKey, Network, NetworkId, Original, OriginalKey, Policy, Port, PortId, Publish, Station, StationKey,
@@ -96,12 +97,54 @@ pub enum Route {
     Blackhole = 4,
 }
 
+/// A part of the core, as far as it asks the tables for something of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Is the sender who it says it is?
+    Guard,
+    /// Which port has the destination?
+    Switch,
+    /// ARP and neighbour discovery: is it answered here?
+    Answer,
+    /// Who gets a copy?
+    Flood,
+    /// What is in the packet?
+    Packet,
+    /// Which flow is it of?
+    Conntrack,
+    /// Which packet is the fragment of?
+    Fragment,
+    /// Which flow is the ICMP error about?
+    Related,
+    /// Where does it lead, when it is of no flow?
+    Lead,
+    /// May it open one?
+    Open,
+    /// Is it to a published port?
+    Publish,
+    /// Where do the host's routes send it?
+    Route,
+    /// Which external port does it get, or which endpoint is it to?
+    Nat,
+    /// May it pass, and what does it become?
+    Send,
+    /// Which pieces is it cut into?
+    Cut,
+    /// Is the sender told?
+    Refuse,
+}
+
 /// A handle on the tables: lookups, inserts, counters and the clock.
 ///
 /// Methods take `&self` because several CPUs share the tables; each single call is atomic, two calls are not.
 pub trait Tables: Copy {
     /// A flow that was found.
     type Flow: FlowEntry;
+
+    /// Tells which part of the core asks from here on. Nobody listens in the kernel, and nothing is left of it there;
+    /// `nsnet explain` does.
+    #[inline(always)]
+    fn enter(&self, _stage: Stage) {}
 
     /// The port with this number.
     fn port(&self, id: PortId) -> Option<Port>;
@@ -163,8 +206,12 @@ pub trait Tables: Copy {
     /// Counts a question from `port` that was answered here.
     fn count_answered(&self, port: PortId);
 
-    /// Counts a dropped frame: at the port it came from or, for one copy of a flooded frame, the port it was for.
-    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32);
+    /// Counts a dropped frame: at the port it came from or, for one copy of a flooded frame, the port it was for. Shows it,
+    /// too, and keeps it as the last one of the reason: some hundred times a second at most, for each port.
+    fn count_dropped(&self, port: PortId, reason: DropReason, length: u32, frame: &impl Packet);
+
+    /// Shows the frame to who captures, if anybody does.
+    fn show(&self, moment: Moment, frame: &impl Packet);
 
     /// Counts a frame that came in by an uplink and is left to the host.
     fn count_passed(&self, uplink: PortId);
@@ -202,6 +249,12 @@ pub trait Tables: Copy {
     /// Removes one half of a mapping; `false` when it was gone.
     fn remove_mapping(&self, key: &MappingKey) -> bool;
 
+    /// Takes an endpoint for oneself, to remove what is dead of it; `false` while another CPU has it.
+    fn lock(&self, key: &MappingKey) -> bool;
+
+    /// Gives it back.
+    fn unlock(&self, key: &MappingKey);
+
     /// Adds to what `owner` holds, flows and ports. Negative numbers give back.
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64);
 
@@ -231,6 +284,9 @@ pub trait Tables: Copy {
 
     /// Remembers what the first fragment of a packet says.
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// Forgets what the first fragment of a packet said; `false` when it was forgotten already.
+    fn forget_fragment(&self, key: &FragmentKey) -> bool;
 
     /// What has come by a port and waits for a first fragment.
     fn holding(&self, port: PortId) -> Holding;

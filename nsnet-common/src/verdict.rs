@@ -150,6 +150,7 @@ drop_reasons! {
     NoUplink = 45, "no-uplink", "The route leads out of an interface that is no uplink of the network.";
     AddressChanged = 46, "address-changed", "The host no longer has the address that the flow was given.";
     OwnSource = 47, "own-source", "A packet from outside claims to come from a namespace.";
+    Busy = 48, "busy", "Another CPU was removing what stood in the way of the new flow; the next packet finds it gone.";
 }
 
 impl DropReason {

@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
@@ -22,6 +24,7 @@ use nsnet_common::wire::{EtherType, Ethernet, IpProtocol};
 
 use crate::maps::{Maps, STAGES, scratch};
 use crate::outcome::DROP;
+use crate::words;
 
 /// Whether `bpf_redirect_peer` may be used; set by the loader. The verifier removes the branch not taken, so a kernel
 /// without the helper (before 5.10) never sees the call.
@@ -32,6 +35,10 @@ static USE_REDIRECT_PEER: u8 = 1;
 /// (commit c43272299488, "bpf: Scrub packet on bpf_redirect_peer").
 #[unsafe(no_mangle)]
 static SET_PACKET_TYPE: u8 = 1;
+
+/// Whether copies are sent; set by the loader. Not where a frame is only tried, whose own end the kernel takes care of.
+#[unsafe(no_mangle)]
+static SENDS_COPIES: u8 = 1;
 
 const PACKET_HOST: u32 = 0;
 
@@ -264,6 +271,17 @@ impl Packet for TcFrame {
         Some(unsafe { &*(start as *const T) })
     }
 
+    #[inline(always)]
+    fn copy<T: Wire + Copy>(&self, at: usize) -> Option<T> {
+        let from = core::ptr::from_ref(self.view::<T>(at)?).cast::<u8>();
+        let mut copy = MaybeUninit::<T>::uninit();
+        // SAFETY: the view and the copy are of this many bytes; any bytes are a T.
+        unsafe {
+            words::fetch::<T>(from, copy.as_mut_ptr().cast());
+            Some(copy.assume_init())
+        }
+    }
+
     /// By a helper, not by a direct write: a program with a direct write begins with a call that unshares every cloned
     /// frame, and every TCP segment that is switched is a clone (bpf_unclone_prologue(), net/core/filter.c).
     #[inline(always)]
@@ -272,6 +290,16 @@ impl Packet for TcFrame {
         // SAFETY: `value` is size_of::<T>() initialised bytes (T: IntoBytes); the helper checks the frame's length.
         let status = unsafe { bpf_skb_store_bytes(self.skb, at as u32, from, size_of::<T>() as u32, 0) };
         (status == 0).then_some(())
+    }
+
+    /// A direct write: see [`Packet::write`] for what it costs the program that it is in.
+    #[inline(always)]
+    fn overwrite<T: Wire>(&mut self, at: usize, value: &T) -> Option<()> {
+        let to = core::ptr::from_ref(self.view::<T>(at)?).cast_mut().cast::<u8>();
+        // SAFETY: the bytes are in the frame, nobody holds a view (&mut self), and the kernel has unshared the frame
+        // before the program began.
+        unsafe { words::put(value, to) };
+        Some(())
     }
 
     /// By the helper that knows whether the sum is partial (inet_proto_csum_replace_by_diff()), and how UDP's zero is meant.
@@ -370,17 +398,29 @@ impl Packet for TcFrame {
     /// By the backlog of this CPU, behind what is in it already.
     #[inline(always)]
     fn come_again(&mut self) -> bool {
+        if !sends_copies() {
+            return true;
+        }
         // SAFETY: the context is valid and no view is held (&mut self).
         unsafe { bpf_clone_redirect(self.skb, (*self.skb).ifindex, u64::from(BPF_F_INGRESS)) == 0 }
     }
 
     #[inline(always)]
     fn copy_to(&mut self, port: &Port) {
+        if !sends_copies() {
+            return;
+        }
         let flags = if port.is_host() { u64::from(BPF_F_INGRESS) } else { 0 };
         // SAFETY: the context is valid and no view is held (&mut self). A copy that cannot be made (no memory, a port
         // just going down) is lost like on any wire.
         unsafe { bpf_clone_redirect(self.skb, port.id().ifindex(), flags) };
     }
+}
+
+#[inline(always)]
+fn sends_copies() -> bool {
+    // SAFETY: a read of our own static; volatile, because the loader changes it after compilation.
+    unsafe { core::ptr::read_volatile(&raw const SENDS_COPIES) != 0 }
 }
 
 /// What bounds the length of a piece, for the verifier.

@@ -1,11 +1,11 @@
 //! The eBPF programs of nsnet. Each is a hook around one function of `nsnet_common::path`: read that first.
 //!
-//! Unsafe code is in `context.rs` (the frame), `maps.rs` (the tables), `host.rs` (routes and sockets) and `call.rs` (what a
-//! socket asks for) only.
+//! Unsafe code is in `context.rs` (the frame), `maps.rs` and below it (the tables), `host.rs` (routes and sockets) and
+//! `call.rs` (what a socket asks for) only.
 
 #![no_std]
 #![no_main]
-// For one instruction, in maps.rs. The compilers that build this crate are nightly, or act like it.
+// For one instruction, in maps/tables.rs. The compilers that build this crate are nightly, or act like it.
 #![feature(asm_experimental_arch)]
 #![deny(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod maps;
 mod outcome;
 mod programs;
 mod sockets;
+mod words;
 
 /// Helpers such as `bpf_redirect_peer` are for programs under a GPL-compatible licence.
 #[expect(unsafe_code, reason = "a link section is the only way to state a program's licence")]

@@ -5,10 +5,14 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use nsnet_common::layout::PortId;
+use nsnet_common::layout::{Answer, PortId, Question};
+use nsnet_common::packet::Packet as _;
 use nsnet_common::path;
 use nsnet_common::scratch::Scratch;
+use nsnet_common::sweep;
+use nsnet_common::tables::{Hop, Tables as _};
 use nsnet_common::verdict::Outcome;
+use nsnet_common::wire::Ethernet;
 
 use crate::context::{Hook, TcFrame};
 use crate::maps::{Maps, scratch};
@@ -96,6 +100,26 @@ pub(crate) fn refused(ctx: TcContext) -> i32 {
     let Some((at, refusal)) = frame.refusal() else { return outcome::DROP };
     let outcome = path::refused(&mut frame, at, refusal, maps);
     outcome::act(&mut frame, outcome)
+}
+
+/// At no hook: the frame is a question, and becomes what the kernel answers.
+#[classifier]
+pub(crate) fn ask_host(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::again(ctx, Hook::Ingress);
+    let maps = frame.maps();
+    let Some(question) = frame.view::<Question>(Ethernet::LEN).copied() else { return outcome::DROP };
+    let (key, mut hop) = (question.key(), Hop::default());
+    let route = maps.route(question.from(), &key, &mut hop);
+    let has_socket = maps.has_socket(&key);
+    frame.write(Ethernet::LEN, &Answer::new(route, &hop, has_socket));
+    outcome::DROP
+}
+
+/// At no hook: run by a process (BPF_PROG_TEST_RUN) to end what it has found dead. 1 when it was.
+#[classifier]
+pub(crate) fn swept(ctx: TcContext) -> i32 {
+    let frame = TcFrame::new(ctx, Hook::Ingress);
+    i32::from(sweep::end(&frame, frame.maps()))
 }
 
 /// What the stages have in common that go on from either side: the frame, where it came in, and its workplace.

@@ -3,6 +3,8 @@
 //! ```text
 //!   cli     what the user types, and what is printed            (main.rs calls cli::run)
 //!    |
+//!   agent   what looks after the dataplane while it runs
+//!    |
 //!   model   what is wanted: State, edits of it, plan(old, new)   pure: no I/O
 //!    |
 //!   kernel  what is: namespaces, links, programs, maps, files    the only I/O
@@ -13,6 +15,7 @@
 //! Calls go down this list and never back up. Packets are not handled here but in `nsnet-common`, by programs that go
 //! on without any process of ours.
 
+pub mod agent;
 pub mod cli;
 pub mod kernel;
 pub mod lab;

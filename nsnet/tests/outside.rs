@@ -58,6 +58,7 @@ fn eth(name: &str, ifindex: u32) -> Candidate {
         addresses: vec!["192.0.2.1/24".parse().unwrap()],
         routes: Vec::new(),
         has_qdisc: false,
+        stays: false,
     }
 }
 
@@ -83,15 +84,15 @@ fn masquerade_changes_the_policy_and_nothing_else() {
     let mut on = off.clone();
     on.set_masquerade(&name(NET), true).unwrap();
     let network = |state: &State| state.networks[&name(NET)].clone();
-    let steps = plan(&off, &on);
+    let steps = plan(&off, &on, &[]);
     let [Step::ReservePorts(reservation), Step::SetPools(pools, _), last] = steps.as_slice() else {
         panic!("{steps:?}")
     };
     assert_eq!((reservation.to.to_string().as_str(), pools), ("16384-32767", &on.pools()));
     assert_eq!(*last, Step::SetPolicy(network(&on), network(&off)));
-    let back = plan(&on, &off);
+    let back = plan(&on, &off, &[]);
     assert_eq!(back.len(), 3);
-    assert!(steps.iter().all(|step| back.contains(&step.undo())), "{back:?}");
+    assert!(steps.iter().all(|step| step.undo().is_some_and(|undo| back.contains(&undo))), "{back:?}");
     on.set_masquerade(&name(NET), true).unwrap();
     on.set_masquerade(&name(NET), false).unwrap();
     assert_eq!(on, off);
@@ -105,7 +106,7 @@ fn masquerade_changes_the_policy_and_nothing_else() {
 fn uplinks_and_ports_come_before_the_network_and_go_after_it() {
     let mut up = with_network(masquerade());
     up.choose_uplinks(&[eth("eth0", 2), eth("eth1", 3)], false).unwrap();
-    let steps = plan(&State::default(), &up);
+    let steps = plan(&State::default(), &up, &[]);
     let [
         Step::ReservePorts(_),
         Step::LoadDataplane,
@@ -118,8 +119,8 @@ fn uplinks_and_ports_come_before_the_network_and_go_after_it() {
         panic!("{steps:?}")
     };
     assert_eq!((one.interface.as_str(), two.interface.as_str()), ("eth0", "eth1"));
-    let down = plan(&up, &State::default());
-    assert!(steps.iter().all(|step| down.contains(&step.undo())), "{down:?}");
+    let down = plan(&up, &State::default(), &[]);
+    assert!(steps.iter().all(|step| step.undo().is_some_and(|undo| down.contains(&undo))), "{down:?}");
     assert!(matches!(down.as_slice(), [.., Step::UnloadDataplane, Step::ReservePorts(_)]), "{down:?}");
 }
 
@@ -129,7 +130,7 @@ fn an_uplink_that_is_another_interface_now() {
     before.choose_uplinks(&[eth("eth0", 2)], false).unwrap();
     let mut after = before.clone();
     after.choose_uplinks(&[eth("eth0", 9)], false).unwrap();
-    let steps = plan(&before, &after);
+    let steps = plan(&before, &after, &[]);
     // The network is bound to the new one.
     assert!(matches!(steps.as_slice(), [Step::DeleteUplink(_), Step::AddUplink(_), Step::SetPolicy(..)]), "{steps:?}");
     // Another name is no other interface, but not the one that was asked for either.
@@ -140,7 +141,7 @@ fn an_uplink_that_is_another_interface_now() {
     auto.choose_uplinks(&[eth("eth0", 2)], false).unwrap();
     let mut renamed = auto.clone();
     renamed.choose_uplinks(&[eth("wan", 2)], false).unwrap();
-    assert_eq!(plan(&auto, &renamed), []);
+    assert_eq!(plan(&auto, &renamed, &[]), []);
 }
 
 #[test]

@@ -348,7 +348,7 @@ fn uplinks_that_change() -> Result<()> {
     let id = maps(lab)?.uplink(Netlink::inside(&host)?.existing_link(UPLINK)?.index)?.context("no uplink")?;
     let pin = links.into_iter().find(|path| path.ends_with(&format!("/{}", id.0))).context("no pinned link")?;
     std::fs::remove_file(pin)?;
-    assert!(drift(lab)?.iter().any(|line| line.starts_with("uplink uplink: its program")), "{:?}", drift(lab)?);
+    assert!(drift(lab)?.iter().any(|line| line.starts_with("uplink uplink: program on uplink")), "{:?}", drift(lab)?);
     lab.nsnet(&again)?;
     assert_eq!((drift(lab)?, on_uplink(lab)?), (Vec::new(), vec![names::FROM_UPLINK.to_owned()]));
 
@@ -373,7 +373,7 @@ fn uplinks_that_change() -> Result<()> {
     // And goes.
     netlink.delete_link(second.index)?;
     assert!(
-        drift(lab)?.iter().any(|line| line.starts_with("uplink second: the interface is gone")),
+        drift(lab)?.iter().any(|line| line.starts_with("uplink second: the interface is missing")),
         "{:?}",
         drift(lab)?
     );

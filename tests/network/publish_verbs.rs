@@ -340,9 +340,9 @@ fn status_sees_what_is_missing_and_add_mends_it() -> Result<()> {
         aya::maps::lpm_trie::Key::new(PublishedKey::ADDRESS_BITS + 13, key)
     };
     let damages: [(&str, &dyn Fn() -> Result<()>); 4] = [
-        ("do not lead to it", &|| Ok(published(lab)?.remove(&key(8080))?)),
-        ("is not in the dataplane", &|| Ok(publishes(lab)?.set(1, Publish::default(), 0)?)),
-        ("is another", &|| {
+        ("way from ports of 0.0.0.0", &|| Ok(published(lab)?.remove(&key(8080))?)),
+        ("entry for 0.0.0.0 is missing", &|| Ok(publishes(lab)?.set(1, Publish::default(), 0)?)),
+        ("entry for :: is 8080-8090 to [fd15::1]:81", &|| {
             let entry = publishes(lab)?.get(&2, 0)?;
             Ok(publishes(lab)?.set(2, Publish { target_first: 81, ..entry }, 0)?)
         }),
@@ -354,7 +354,8 @@ fn status_sees_what_is_missing_and_add_mends_it() -> Result<()> {
         let status = lab.try_nsnet("-o json status")?;
         assert_eq!(status.status.code(), Some(1), "{words}");
         let drift = serde_json::from_slice::<Value>(&status.stdout)?["drift"].to_string();
-        assert!(drift.contains(words) && drift.contains("publish 8080-8090:80-90/tcp"), "{drift}");
+        let object = if words == RESERVED_BY_NAME { "reserved ports" } else { "publish 8080-8090:80-90/tcp" };
+        assert!(drift.contains(words) && drift.contains(object), "{drift}");
         lab.nsnet("publish add @red 8080-8090:80-90")?;
         assert_eq!(entered(lab)?, whole, "{words}");
     }

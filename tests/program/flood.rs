@@ -12,7 +12,8 @@ use nsnet_common::layout::PortId;
 use nsnet_common::verdict::Verdict;
 use nsnet_tests::scratch::in_new_namespace;
 
-use crate::machine::{Machine, monotonic, outlet};
+use crate::clock::monotonic;
+use crate::machine::{Machine, outlet};
 
 /// Until the last copy has surely arrived.
 const PATIENCE: Duration = Duration::from_millis(100);

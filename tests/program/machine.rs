@@ -14,7 +14,6 @@ use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
-use nix::time::{ClockId, clock_gettime};
 use nsnet::kernel::dataplane::{open_object_with, program_in};
 use nsnet::kernel::features::Features;
 use nsnet::kernel::netlink::Netlink;
@@ -27,16 +26,14 @@ use nsnet_common::cases::world::{
     UPLINK_IFINDEX,
 };
 use nsnet_common::layout::{
-    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held, HeldKey,
-    Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
+    AddressKey, DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held,
+    HeldKey, Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
     PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
 };
 use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
 use nsnet_common::tables::Route;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
-/// Stamps of the kernel may be this much later than the time at which the tables were made.
-pub(crate) const LATE: u64 = 400_000_000;
 /// Ports up to this number are the world's. Entries of higher ones fill a table up.
 const LAST_PORT: u16 = UPLINK.id.0;
 const LAST_NETWORK: u16 = 5;
@@ -79,7 +76,7 @@ pub(crate) struct Machine {
     addresses: HashMap<MapData, AddressKey, PortId>,
     subnets: LpmTrie<MapData, SubnetKey, NetworkId>,
     counters: PerCpuArray<MapData, PortCounters>,
-    drops: PerCpuHashMap<MapData, DropKey, Traffic>,
+    drops: PerCpuHashMap<MapData, DropKey, Dropped>,
     flood_clocks: Array<MapData, u64>,
     refusal_clocks: Array<MapData, u64>,
     policies: Array<MapData, Policy>,
@@ -115,12 +112,6 @@ pub(crate) fn is_taken(frame: &[u8]) -> bool {
         Some([0x86, 0xdd]) => frame.len() >= 54,
         Some(_) => true,
     }
-}
-
-/// Nanoseconds on the clock that `bpf_ktime_get_ns` reads.
-pub(crate) fn monotonic() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// The interface behind a port, where what the port is sent comes out: the port's own for the host, which is sent to
@@ -255,7 +246,8 @@ impl Machine {
             self.drops.remove(&key)?;
         }
         for ((port, reason), traffic) in tables.drops.borrow().iter() {
-            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(*traffic)?, 0)?;
+            let dropped = Dropped { traffic: *traffic, ..Dropped::default() };
+            self.drops.insert(DropKey { port: *port, reason: *reason }, on_one_cpu(dropped)?, 0)?;
         }
         Ok(())
     }
@@ -300,7 +292,7 @@ impl Machine {
         for entry in self.drops.iter() {
             let (key, cpus) = entry?;
             let sum = state.drops.entry((key.port, key.reason)).or_default();
-            cpus.iter().for_each(|one| add(sum, one));
+            cpus.iter().for_each(|one| add(sum, &one.traffic));
         }
         for entry in self.stations.iter() {
             let (key, station) = entry?;
@@ -473,18 +465,6 @@ fn on_one_cpu<V: Pod + Default>(value: V) -> Result<PerCpuValues<V>> {
     let mut values = vec![V::default(); cpus()?];
     values[0] = value;
     Ok(PerCpuValues::try_from(values)?)
-}
-
-/// Waits until the next second is far enough away: flows are stamped with seconds, by two clocks that go on.
-pub(crate) fn steady() -> Result<u64> {
-    loop {
-        let now = monotonic()?;
-        match now % 1_000_000_000 {
-            // The coarse clock may be 10 ms late.
-            20_000_000..900_000_000 => return Ok(now),
-            _ => std::thread::sleep(std::time::Duration::from_millis(10)),
-        }
-    }
 }
 
 fn cpus() -> Result<usize> {

@@ -3,12 +3,14 @@
 //!
 //! ```text
 //!   machine  the programs with their maps and one interface for each port, in a namespace of their own
+//!   clock    what a frame met depends on the time: it is run again when that went on meanwhile
 //!   table    every case by BPF_PROG_TEST_RUN: action, bytes, counters and entries must be as the case says
 //!   mutants  broken frames: memory and kernel must agree on all of it
 //!   live     what BPF_PROG_TEST_RUN does not take: sent by packet sockets, through the programs at their hooks
 //!   flood    every case that is flooded: who really gets a copy, and which bytes
 //! ```
 
+mod clock;
 mod flood;
 mod live;
 mod machine;

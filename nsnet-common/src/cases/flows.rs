@@ -1,6 +1,6 @@
 //! Flows that leave: what they are translated to, how far they have come, when they end.
 
-use crate::layout::{Flow, FlowState, Policy, PortId, flow_flags, policy_flags};
+use crate::layout::{Flow, FlowState, Policy, PortId, flow_flags, policy_flags, whole_seconds};
 use crate::memory::MemoryTables;
 use crate::tables::Route;
 use crate::verdict::DropReason;
@@ -53,7 +53,7 @@ fn same(state: FlowState, timeout: u32) -> impl Fn(&MemoryTables) {
 /// How many seconds ago all flows were seen.
 fn seen(ago: u32) -> impl Fn(&MemoryTables) {
     move |tables| {
-        let now = (tables.clock.get() / 1_000_000_000) as u32;
+        let now = whole_seconds(tables.clock.get());
         for table in [&tables.young, &tables.flows] {
             for flow in table.borrow().values() {
                 assert_eq!(now - flow.about.seen, ago, "seconds since it was seen");
@@ -405,6 +405,18 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
         begin("over")
             .step(talk.out(L4::Udp).after(301).then(holds(2, 0, 2)))
             .step(talk.back(L4::Udp).then(holds(0, 2, 2))),
+        Sequence::new(format!("{family}, UDP, each flow keeps the port that they share"))
+            .step(talk.out(L4::Udp))
+            .step(talk.with(AFAR_2.0, AFAR_2.1).out(L4::Udp).after(250))
+            .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(250)),
+        Sequence::new(format!("{family}, UDP, the way back was pushed out"))
+            .step(talk.out(L4::Udp))
+            .step(talk.out(L4::Udp).after(1).with(forget_answers).then(holds(2, 0, 2)))
+            .step(talk.back(L4::Udp).then(holds(0, 2, 2))),
+        Sequence::new(format!("{family}, TCP, the way back was pushed out"))
+            .step(talk.out(FIRST_SYN))
+            .step(talk.out(FIRST_SYN).after(1).with(forget_answers).then(holds(2, 0, 0)))
+            .step(talk.back(L4::Tcp(SYN | ACK, 9000, 101, 0))),
         begin("its port rests before it is another's")
             .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(419).then(holds(2, 2, 4))),
         begin("its port is another's after that").step(blue.out(L4::Udp).after(421)).step(blue.back(L4::Udp)),
@@ -447,6 +459,11 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
                 .dropped(DropReason::UnknownDestination),
         ),
     ]
+}
+
+/// The table of young flows keeps each direction for itself: one may be pushed out and the other one stay.
+fn forget_answers(tables: &mut MemoryTables) {
+    tables.young.borrow_mut().retain(|_, flow| !flow.about.has(flow_flags::REPLY));
 }
 
 fn unreachable(tables: &mut MemoryTables) {

@@ -35,6 +35,10 @@ mod nd;
 #[cfg(test)]
 mod oracle;
 mod published;
+#[cfg(test)]
+mod race;
+#[cfg(test)]
+mod races;
 mod refuse;
 mod routing;
 pub mod sequence;

@@ -2,7 +2,7 @@
 //!
 //! Time passes by making entries older, not by moving the clock: the kernel's clock cannot be moved.
 
-use crate::layout::{FlowKey, MappingKey, NetworkId, PortCounters, PortId, Usage, flow_flags};
+use crate::layout::{FlowKey, Mapping, MappingKey, NetworkId, PortCounters, PortId, Usage, flow_flags};
 use crate::memory::MemoryTables;
 use crate::packet::Buffer;
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
@@ -408,10 +408,19 @@ pub fn flaw(tables: &MemoryTables) -> Option<String> {
             }
         }
     }
+    let now = (tables.clock.get() / 1_000_000_000) as u32;
+    for (inner, inside) in state.mappings.iter().filter(|(key, _)| key.side != NetworkId::OUTSIDE) {
+        let holds = |(key, outside): (&MappingKey, &Mapping)| {
+            key.side == NetworkId::OUTSIDE && leads(inside, key) && leads(outside, inner)
+        };
+        if inside.is_alive(now) && !state.mappings.iter().any(holds) {
+            return Some(format!("mapping {inner:?} has a port that is not held for it"));
+        }
+    }
     (held != state.usage).then(|| format!("held {held:?}, counted {:?}", state.usage))
 }
 
-fn leads(mapping: &crate::layout::Mapping, to: &MappingKey) -> bool {
+fn leads(mapping: &Mapping, to: &MappingKey) -> bool {
     (mapping.ip, mapping.port) == (to.ip, to.port)
 }
 

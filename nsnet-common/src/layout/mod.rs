@@ -3,6 +3,8 @@
 //! A change that alters what an existing map means gives the map another version ([`names::VERSIONS`]), which is part of
 //! its pin's name: no program reads an older one's map as its own, and `nsnet upgrade` knows what to convert.
 
+mod ask;
+mod capture;
 mod flow;
 mod fragment;
 mod nat;
@@ -12,22 +14,27 @@ mod socket;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::wire::{IpAddress, Mac};
+pub use ask::{Answer, Question};
+pub use capture::{
+    CAPTURE_LEASE_NS, Capture, Capturing, Dropped, Event, KEPT_BYTES, LastDrop, MAX_REASONS, MAX_SNAPLEN, capture_modes,
+};
 pub use flow::{
     About, Flow, Flow4, FlowKey, FlowKey4, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_YOUNG_FLOWS, flow_flags,
+    whole_seconds,
 };
 pub use fragment::{
     FRAGMENT_TIMEOUT, Fragment, FragmentKey, HELD_BYTES, HELD_PER_PORT, Held, HeldKey, Holding, MAX_FRAGMENTS,
     MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
 };
 pub use nat::{
-    MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
+    MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
     PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
 };
 pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
 /// Version of how pins are arranged, part of their path. What is in the maps has versions of its own.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -85,9 +92,13 @@ pub mod names {
     pub const CUT: &str = "cut";
     /// Behind the program of each port, which lets no frame get this far: drops everything.
     pub const CLOSED: &str = "closed";
-    /// Every program at a TC hook, or called by one.
-    pub const PROGRAMS: [&str; 10] =
-        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, CLOSED];
+    /// At no hook and pinned nowhere: answers `nsnet explain` what the kernel would answer the others.
+    pub const ASK_HOST: &str = "ask_host";
+    /// Run by a process and at no hook: see [`sweep`](crate::sweep).
+    pub const SWEPT: &str = "swept";
+    /// Every program for frames: at a TC hook, called by one, or run by a process.
+    pub const PROGRAMS: [&str; 11] =
+        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, SWEPT, CLOSED];
     /// The programs at the root cgroup, which every socket meets; named like the hooks they are at.
     pub const SOCKET_PROGRAMS: [&str; 10] = [
         "connect4",
@@ -132,8 +143,16 @@ pub mod names {
     pub const SUBNETS: &str = "SUBNETS";
     /// Per-CPU array of [`PortCounters`](super::PortCounters) by port id.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Traffic`](super::Traffic).
+    /// Per-CPU hash of [`DropKey`](super::DropKey) to [`Dropped`](super::Dropped).
     pub const DROPS: &str = "DROPS";
+    /// Per-CPU array of [`LastDrop`](super::LastDrop) by the reason's code.
+    pub const LAST_DROPS: &str = "LAST_DROPS";
+    /// Global that user space writes: [`Capture`](super::Capture). In the object it is a section, and so a map of one entry.
+    pub const CAPTURE: &str = ".data.capture";
+    /// Hash of u32 to a ring buffer of [`Event`](super::Event)s: that of the capture that is on, at 0.
+    pub const RINGS: &str = "RINGS";
+    /// Per-CPU array of one [`Capturing`](super::Capturing).
+    pub const CAPTURING: &str = "CAPTURING";
     /// Array of u64 by port id: when the port's flood allowance is used up to, on the monotonic clock, nanoseconds.
     pub const FLOOD_CLOCKS: &str = "FLOOD_CLOCKS";
     /// Array of u64 by port id: when the port's allowance of ICMP errors is used up to, like `FLOOD_CLOCKS`.
@@ -170,8 +189,11 @@ pub mod names {
     pub const LOCALS: &str = "LOCALS";
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";
+    /// Hash of [`MappingKey`](super::MappingKey) to u8: endpoints that a CPU is at. Pinned, so that programs that take the
+    /// place of others know of them.
+    pub const LOCKS: &str = "LOCKS";
     /// Every map.
-    pub const MAPS: [&str; 27] = [
+    pub const MAPS: [&str; 32] = [
         PORTS,
         NETWORKS,
         STATIONS,
@@ -199,6 +221,11 @@ pub mod names {
         HOLDING,
         LOCALS,
         ORIGINALS,
+        LAST_DROPS,
+        CAPTURE,
+        RINGS,
+        CAPTURING,
+        LOCKS,
     ];
 
     /// The maps whose keys or values are not what they first were, and the version that they have come to; all others'
@@ -210,6 +237,11 @@ pub mod names {
     /// Array of one entry that no program reads: which object the programs are from, and the [`SECRET`] they have.
     pub const BUILD: &str = "BUILD";
 
+    /// The name of a map's pin, without the version of its layout: a bpffs takes no dots.
+    pub fn pin(map: &str) -> &str {
+        map.trim_start_matches(".data.")
+    }
+
     /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).
     pub const USE_REDIRECT_PEER: &str = "USE_REDIRECT_PEER";
     /// Global: whether the programs must set the type of a frame that `bpf_redirect_peer` takes (u8, 0 or 1).
@@ -218,6 +250,8 @@ pub mod names {
     pub const USE_FIB_SOURCE: &str = "USE_FIB_SOURCE";
     /// Global: the key of the hash that NAT chooses ports by (u64, random).
     pub const SECRET: &str = "SECRET";
+    /// Global: whether copies of frames are sent (u8, 0 or 1); not where frames are only tried.
+    pub const SENDS_COPIES: &str = "SENDS_COPIES";
     /// Global: the cookie of the host's network namespace (u64), by which socket hooks know its sockets.
     pub const HOST_COOKIE: &str = "HOST_COOKIE";
     /// Global: whether socket hooks may say with which error they refuse (u8, 0 or 1; Linux 5.18); else it is EPERM.

@@ -2,9 +2,11 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{NetworkId, PortId};
+use super::{MAX_PORTS, NetworkId, PortId};
 use crate::wire::{IpAddress, IpProtocol};
 
+/// Endpoints that CPUs may have locked at a time: at most one of each kind for a CPU.
+pub const MAX_LOCKS: u32 = 4096;
 /// Endpoints with a mapping (RFC 4787 section 4.1) on one host; each has two entries.
 pub const MAX_MAPPINGS: u32 = 1 << 18;
 /// Published entries on one host; a range of ports is one for each family.
@@ -133,7 +135,7 @@ impl Publish {
 }
 
 /// Key of `PUBLISHED`, a trie: protocol and address whole, of the port as many bits as a range has in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct PublishedKey {
     protocol: u8,
@@ -153,6 +155,21 @@ impl PublishedKey {
     pub fn new(protocol: IpProtocol, ip: IpAddress, port: u16) -> Self {
         Self { protocol: protocol.0, zero: 0, ip, port: port.to_be_bytes() }
     }
+
+    /// The protocol.
+    pub fn protocol(&self) -> IpProtocol {
+        IpProtocol(self.protocol)
+    }
+
+    /// The host's address.
+    pub fn ip(&self) -> IpAddress {
+        self.ip
+    }
+
+    /// The first port.
+    pub fn port(&self) -> u16 {
+        u16::from_be_bytes(self.port)
+    }
 }
 
 /// What an entry of `MAPPINGS` keeps.
@@ -162,6 +179,8 @@ pub mod mapping_kinds {
     /// That the host with this address was sent to from this external port: it may answer from any of its ports, where
     /// the network filters by address only.
     pub const SPOKEN_TO: u8 = 1;
+    /// Of no entry: what is locked to end flows whose answers come to this endpoint.
+    pub const FLOWS: u8 = 2;
 }
 
 /// Key of `MAPPINGS`: an endpoint, on its side.
@@ -217,6 +236,12 @@ impl MappingKey {
     pub fn spoken_to(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
         Self { kind: mapping_kinds::SPOKEN_TO, ..Self::new(NetworkId::OUTSIDE, protocol, ip, port) }
     }
+
+    /// What is locked to end flows whose answers come to this endpoint.
+    #[inline(always)]
+    pub fn flows_of(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
+        Self { kind: mapping_kinds::FLOWS, ..Self::new(NetworkId::OUTSIDE, protocol, ip, port) }
+    }
 }
 
 impl Mapping {
@@ -242,6 +267,14 @@ pub struct Usage {
     pub flows: u64,
     /// Ports.
     pub ports: u64,
+}
+
+impl Usage {
+    /// Where all established flows of a family are counted: places of the table that no port has.
+    #[inline(always)]
+    pub const fn total(is_v4: bool) -> PortId {
+        if is_v4 { PortId::NONE } else { PortId(MAX_PORTS as u16 - 1) }
+    }
 }
 
 /// The prefix lengths (in the key's bits) and first ports of the prefixes that make up a range.

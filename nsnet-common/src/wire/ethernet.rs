@@ -54,6 +54,21 @@ impl core::fmt::Display for Mac {
     }
 }
 
+/// The two MACs that an Ethernet header begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Macs {
+    /// Where the frame goes; zero when the neighbour is still to be asked for.
+    pub to: Mac,
+    /// Who sends it.
+    pub from: Mac,
+}
+
+impl Macs {
+    /// Of nobody.
+    pub const NONE: Self = Self { to: Mac::ZERO, from: Mac::ZERO };
+}
+
 /// The protocol inside; a number below 1536 is a length (802.3 LLC). Not an enum: any value occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EtherType(pub u16);

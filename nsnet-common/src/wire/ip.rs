@@ -30,8 +30,9 @@ impl IpAddress {
 
     /// An IPv4 address.
     #[inline(always)]
-    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    pub const fn v4(bytes: [u8; 4]) -> Self {
+        // In words: for a row of bytes that are 0 the compiler calls `memset`, which for BPF is a loop over bytes.
+        zerocopy::transmute!([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(bytes)])
     }
 
     /// The four bytes of an IPv4 address.

@@ -34,19 +34,24 @@ impl Ipv4 {
     #[inline(always)]
     pub fn read(frame: &impl Packet) -> Result<Self, DropReason> {
         let header = *frame.view::<Self>(Ethernet::LEN).ok_or(DropReason::Truncated)?;
+        if header.is_sound(frame) { Ok(header) } else { Err(DropReason::BadIpv4) }
+    }
+
+    /// [`Ipv4::read`] of all fields at once, see [`Packet::copy`].
+    #[inline(always)]
+    pub fn read_whole(frame: &impl Packet) -> Result<Self, DropReason> {
+        let header = frame.copy::<Self>(Ethernet::LEN).ok_or(DropReason::Truncated)?;
+        if header.is_sound(frame) { Ok(header) } else { Err(DropReason::BadIpv4) }
+    }
+
+    #[inline(always)]
+    fn is_sound(&self, frame: &impl Packet) -> bool {
         let available = frame.len().saturating_sub(Ethernet::LEN as u32);
-        let total = u32::from(header.total_length.get());
+        let total = u32::from(self.total_length.get());
         // A GSO frame over 64 KB says 0 (BIG TCP, Linux 6.3): the segments will say the truth.
         let total = if total == 0 && frame.gso_size() != 0 { available } else { total };
-        let header_length = header.header_length() as u32;
-        if header.version_ihl >> 4 != 4
-            || header_length < Self::LEN as u32
-            || total < header_length
-            || total > available
-        {
-            return Err(DropReason::BadIpv4);
-        }
-        Ok(header)
+        let header_length = self.header_length() as u32;
+        self.is_version_4() && header_length >= Self::LEN as u32 && total >= header_length && total <= available
     }
 
     /// A header without options of a packet that must not be cut. Its identification is 0, which says nothing where

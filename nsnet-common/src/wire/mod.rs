@@ -12,5 +12,5 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod transport;
 
-pub use ethernet::{EtherType, Ethernet, Mac};
+pub use ethernet::{EtherType, Ethernet, Mac, Macs};
 pub use ip::{IpAddress, IpProtocol};

@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use nsnet_common::layout::FlowState;
 use nsnet_common::wire::{IpProtocol, Mac};
 
+use super::agent::AgentArgs;
+use super::explain::ExplainArgs;
 use super::output::Format;
 use super::upgrade::UpgradeArgs;
 use crate::model::edit::MTU_IPV4;
@@ -82,12 +84,16 @@ pub(super) enum Command {
     Stats,
     /// What was dropped, where and why
     Drops,
+    /// What would become of a packet, and why: each stage, what it goes by, the verdict. Nothing is changed
+    Explain(ExplainArgs),
     /// What should be, and where the kernel differs (exit code 1 then)
     Status,
     /// Take down everything that nsnet made on this host
     Down,
     /// Replace the loaded programs by this nsnet's while packets go on: no packet, flow or connection is lost
     Upgrade(UpgradeArgs),
+    /// Look after the dataplane: follow uplinks, repair, sweep, serve metrics and health; nothing depends on it
+    Agent(AgentArgs),
     /// What this kernel can do, what is missing, and what is used instead
     Doctor,
     /// Print what the programs log, until interrupted (development builds only)

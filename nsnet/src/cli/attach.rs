@@ -9,10 +9,10 @@ use super::args::AttachArgs;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
 use crate::kernel::netlink::Netlink;
-use crate::kernel::observe;
+use crate::kernel::observe::Scope;
+use crate::model::drift::Object;
 use crate::model::edit::{AttachRequest, default_route};
 use crate::model::name::Name;
-use crate::model::plan::Step;
 use crate::model::state::{Attachment, State};
 
 pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
@@ -26,30 +26,25 @@ pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
         learn: args.learn,
         trusted: args.trusted,
     };
-    let (port, _was_known) = host.change_and_repair(
+    let change = host.change_and_repair(
         |state| {
             let was_known = state.attachment(&request.network, &request.ns).is_some();
             let port = state.attach(&request)?;
             if !was_known {
                 give_default_routes(host, state, &port)?;
             }
-            Ok((port, was_known))
+            Ok(port)
         },
-        |host, state, (port, was_known)| {
-            // One that stands already is looked at, and made anew if something is wrong with it.
-            let Some(network) = state.networks.get(&port.network).filter(|_| *was_known) else { return Ok(Vec::new()) };
-            let routes = state.routes.iter().filter(|route| route.ns == port.ns);
-            if observe::attachment_faults(host, port, network)?.is_empty() {
-                // Its routes may be lost all the same.
-                let lost = routes.filter(|route| observe::route_faults(route).is_ok_and(|faults| !faults.is_empty()));
-                return Ok(lost.cloned().map(Step::AddRoute).collect());
-            }
-            let routes = routes.cloned().map(Step::AddRoute);
-            Ok([Step::Attach(port.clone(), network.clone())].into_iter().chain(routes).collect())
-        },
+        |state, port| Scope::these(objects(state, port)),
     )?;
-    output::print_one(format, &table([&port]))?;
+    output::print_one(format, &table([&change.answer]))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An attachment, and the routes that go by it.
+pub(super) fn objects<'a>(state: &'a State, port: &'a Attachment) -> impl Iterator<Item = Object> + 'a {
+    let routes = state.routes.iter().filter(|route| route.ns == port.ns);
+    [Object::attachment(port)].into_iter().chain(routes.map(Object::route))
 }
 
 /// Gives a namespace default routes where its network has a way out, and somebody else has not given it one before.

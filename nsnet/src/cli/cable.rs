@@ -8,6 +8,8 @@ use super::Answer;
 use super::args::CableVerb;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
+use crate::kernel::observe::Scope;
+use crate::model::drift::Object;
 use crate::model::state::Cable;
 
 pub(super) fn run(host: &Host, format: Format, verb: &CableVerb) -> Answer {
@@ -16,8 +18,11 @@ pub(super) fn run(host: &Host, format: Format, verb: &CableVerb) -> Answer {
             for ns in [ns_a, ns_b] {
                 host.member(ns.as_str())?;
             }
-            let cable = host.change(|state| Ok(state.add_cable([(ns_a, *address_a), (ns_b, *address_b)])?))?;
-            output::print_one(format, &table(&[cable]))?;
+            let change = host.change_and_repair(
+                |state| Ok(state.add_cable([(ns_a, *address_a), (ns_b, *address_b)])?),
+                |_state, cable| Scope::these([Object::cable(cable)]),
+            )?;
+            output::print_one(format, &table(&[change.answer]))?;
         }
         CableVerb::Del { ns_a, ns_b } => {
             host.change(|state| {

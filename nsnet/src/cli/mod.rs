@@ -1,5 +1,6 @@
 //! What the user types: one function for each verb.
 
+mod agent;
 mod args;
 mod attach;
 mod bypassed;
@@ -7,6 +8,7 @@ mod cable;
 mod ct;
 mod demo;
 mod doctor;
+mod explain;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
@@ -51,6 +53,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Answer {
     let host = || {
         let mut host = Host::enter(cli.host_ns.as_deref())?;
+        host.on_note = output::note;
         if cli.verbose {
             host.on_step = |step, took| output::note(&format!("{step}: {:.1} ms", took.as_secs_f64() * 1e3));
         }
@@ -72,11 +75,13 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Nat(_list) => nat::list(&host()?, format),
         Command::Stats => show::stats(&host()?, format),
         Command::Drops => show::drops(&host()?, format),
+        Command::Explain(args) => explain::explain(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
         Command::Upgrade(args) => upgrade::run(&host()?, format, args),
+        Command::Agent(args) => agent::agent(host()?, format, args),
         // These come without: one looks why there may be no host, the other makes one of its own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
         Command::Demo(args) => demo::demo(format, args),

@@ -10,9 +10,10 @@ use super::args::NsVerb;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
 use crate::kernel::netns::NetNs;
+use crate::kernel::observe::Scope;
 use crate::kernel::{exec, named};
+use crate::model::drift::Object;
 use crate::model::name::Name;
-use crate::model::plan::Step;
 
 pub(super) fn run(host: &Host, format: Format, verb: &NsVerb) -> Answer {
     match verb {
@@ -24,7 +25,7 @@ pub(super) fn run(host: &Host, format: Format, verb: &NsVerb) -> Answer {
 }
 
 fn add(host: &Host, names: &[Name]) -> Answer {
-    let adopted = host.change_and_repair(
+    let change = host.change_and_repair(
         |state| {
             // Under the lock: before, another verb, or the undoing of one that was cut off, may still take them away.
             let existing = named::list()?;
@@ -45,14 +46,9 @@ fn add(host: &Host, names: &[Name]) -> Answer {
             }
             Ok(adopted)
         },
-        |_host, state, _adopted| {
-            // One of ours that somebody else has deleted is made again.
-            let ours = names.iter().filter(|name| state.namespaces.get(name).is_some_and(|ns| ns.made));
-            let lost = ours.filter(|name| NetNs::named(name.as_str()).is_err());
-            Ok(lost.map(|name| Step::AddNamespace(name.clone())).collect())
-        },
+        |_state, _adopted| Scope::these(names.iter().cloned().map(Object::Namespace)),
     )?;
-    for name in adopted {
+    for name in change.answer {
         output::note(&format!("namespace {name} was there already: adopted, it will not be deleted by nsnet"));
     }
     Ok(ExitCode::SUCCESS)

@@ -9,10 +9,11 @@ use super::args::{NetworkArgs, NetworkVerb};
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, attach, bypassed};
 use crate::kernel::host::Host;
-use crate::kernel::{self, observe, policy, uplink};
+use crate::kernel::observe::Scope;
+use crate::kernel::uplink;
+use crate::model::drift::Object;
 use crate::model::edit::NetworkRequest;
 use crate::model::name::Name;
-use crate::model::plan::Step;
 use crate::model::policy::{Outside, TimeoutKind};
 use crate::model::state::{Network, State};
 
@@ -42,7 +43,7 @@ fn add(host: &Host, format: Format, args: &NetworkArgs) -> Answer {
         outside: Outside::from(&args.outside),
     };
     let loads = !host.dataplane.is_loaded();
-    let (network, _was_known) = with_progress(&format!("making network {}", args.name), || {
+    let change = with_progress(&format!("making network {}", args.name), || {
         host.change_and_repair(
             |state| {
                 let was_known = state.networks.contains_key(&request.name);
@@ -51,49 +52,30 @@ fn add(host: &Host, format: Format, args: &NetworkArgs) -> Answer {
                     // Interfaces may have come and gone.
                     uplink::look_around(host, &state.networks.clone(), state)?;
                 }
-                Ok((network, was_known))
+                Ok(network)
             },
-            |host, state, (network, was_known)| if *was_known { repair(host, state, network) } else { Ok(Vec::new()) },
+            |state, network| Scope::these(objects(state, network)),
         )
     })?;
+    let network = change.answer;
     for warning in network.outside.warnings() {
         output::note(&warning);
     }
-    let state = host.state()?;
-    output::print_one(format, &table(&state, [&network]))?;
+    output::print_one(format, &table(&change.new, [&network]))?;
     if loads {
-        bypassed::tell(&state);
+        bypassed::tell(&change.new);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// One that stands already is looked at, and what is wrong with it, or with the way out, is made anew.
-fn repair(host: &Host, state: &State, network: &Network) -> kernel::error::Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    let is_broken = !observe::network_faults(host, network)?.is_empty();
-    if is_broken {
-        steps.push(Step::LoadDataplane);
-    }
-    for uplink in &state.uplinks {
-        if !uplink::faults(host, uplink)?.is_empty() {
-            steps.push(Step::AddUplink(uplink.clone()));
-        }
-    }
-    steps.extend(policy::mending(host, state, is_broken)?);
-    if is_broken {
-        steps.push(Step::AddNetwork(network.clone()));
-        let ports = state.attachments.iter().filter(|port| port.network == network.name);
-        for port in ports {
-            steps.push(Step::Attach(port.clone(), network.clone()));
-            // They went with the interface in the namespace.
-            steps.extend(state.routes.iter().filter(|route| route.ns == port.ns).cloned().map(Step::AddRoute));
-        }
-        let publishes = state.publishes.iter().filter(|publish| publish.network == network.name);
-        steps.extend(publishes.cloned().map(Step::AddPublish));
-    } else if !policy::faults(host, network)?.is_empty() {
-        steps.push(Step::SetPolicy(network.clone(), network.clone()));
-    }
-    Ok(steps)
+/// A network, what it stands on, and what stands on it.
+fn objects(state: &State, network: &Network) -> impl Iterator<Item = Object> {
+    let of_host = [Object::Dataplane, Object::Pools, Object::ReservedPorts, Object::Locals, Object::network(network)];
+    let ports = state.attachments.iter().filter(|port| port.network == network.name);
+    let ports: Vec<Object> = ports.flat_map(|port| attach::objects(state, port)).collect();
+    let publishes = state.publishes.iter().filter(|publish| publish.network == network.name).map(Object::publish);
+    let uplinks = state.uplinks.iter().map(Object::uplink);
+    of_host.into_iter().chain(ports).chain(publishes).chain(uplinks)
 }
 
 /// As netavark does: that of the default route's interface.

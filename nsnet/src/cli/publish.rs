@@ -9,9 +9,11 @@ use super::Answer;
 use super::args::PublishVerb;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
-use crate::kernel::publish::{self, PublishMaps};
+use crate::kernel::observe::Scope;
+use crate::kernel::publish::PublishMaps;
 use crate::kernel::{ports, reserved};
 use crate::model::Refusal;
+use crate::model::drift::Object;
 use crate::model::name::Name;
 use crate::model::ports::PortRange;
 use crate::model::publish::{HostPorts, Publish, PublishRequest};
@@ -32,7 +34,7 @@ pub(super) fn run(host: &Host, format: Format, verb: &PublishVerb) -> Answer {
 }
 
 fn add(host: &Host, format: Format, ns: &Name, specs: &[Spec], network: Option<&Name>) -> anyhow::Result<()> {
-    let made = host.change_and_repair(
+    let change = host.change_and_repair(
         |state| {
             let addresses: Vec<IpAddr> = host.netlink.all_addresses()?.iter().map(|(_, net)| net.addr()).collect();
             let (automatic, reserved) = (ports::automatic()?, reserved::current()?);
@@ -43,20 +45,14 @@ fn add(host: &Host, format: Format, ns: &Name, specs: &[Spec], network: Option<&
             let mut made = Vec::new();
             for spec in specs {
                 let request = PublishRequest { ns: ns.clone(), network: network.cloned(), spec: spec.clone() };
-                let was_known = state.published(ns, spec).is_some();
-                made.push((state.add_publish(&request, &ports)?, was_known));
+                made.push(state.add_publish(&request, &ports)?);
             }
             Ok(made)
         },
-        |host, state, made| {
-            // What stands already is looked at, and entered anew if something is wrong with it.
-            let known: Vec<&Publish> =
-                made.iter().filter(|(_, was_known)| *was_known).map(|(publish, _)| publish).collect();
-            if known.is_empty() { Ok(Vec::new()) } else { publish::mending(host, state, known) }
-        },
+        |_state, made| Scope::these(made.iter().map(Object::publish).chain([Object::Pools, Object::ReservedPorts])),
     )?;
     let mut table = Table::new(&["ns", "host_ip", "host_ports", "target", "protocol", "spec"]);
-    for (publish, _was_known) in &made {
+    for publish in &change.answer {
         let [ns, host_ip, host_ports, target, protocol, spec] = cells(publish);
         table.row([ns, host_ip, host_ports, target, protocol, spec]);
     }

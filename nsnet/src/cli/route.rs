@@ -12,8 +12,9 @@ use super::args::RouteVerb;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
 use crate::kernel::netlink::Netlink;
+use crate::kernel::observe::Scope;
+use crate::model::drift::Object;
 use crate::model::name::Name;
-use crate::model::plan::Step;
 
 pub(super) fn run(host: &Host, format: Format, verb: &RouteVerb) -> Answer {
     match verb {
@@ -42,15 +43,11 @@ fn add(host: &Host, format: Format, ns: &Name, dest: &str, via: &[String]) -> An
         _ => bail!("route to {dest}: after the destination comes nothing, or `via GATEWAY`"),
     };
     let dest = parse_dest(dest, via.is_none_or(|ip| ip.is_ipv4()))?;
-    let (route, _was_known) = host.change_and_repair(
-        |state| {
-            let had = state.routes.len();
-            let route = state.add_route(ns, dest, via)?;
-            Ok((route, had == state.routes.len()))
-        },
-        // Adding a route that is there is harmless; one that was lost is back.
-        |_host, _state, (route, was_known)| Ok(was_known.then(|| Step::AddRoute(route.clone())).into_iter().collect()),
+    let change = host.change_and_repair(
+        |state| Ok(state.add_route(ns, dest, via)?),
+        |_state, route| Scope::these([Object::route(route)]),
     )?;
+    let route = change.answer;
     let mut table = Table::new(&["ns", "dest", "via"]);
     table.row([json!(ns), json!(route.dest), json!(route.via)]);
     output::print_one(format, &table)?;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use nsnet_common::layout::{PortId, Traffic};
+use nsnet_common::layout::{Dropped, PortId, Traffic};
 use nsnet_common::verdict::DropReason;
 use serde_json::{Value, json};
 
@@ -87,7 +87,7 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
         let counters = maps.counters(rows.iter().map(|(_, _, _, port)| *port))?;
         for ((network, ns, interface, port), counters) in rows.into_iter().zip(counters) {
             let of_port = drops.range((port, 0)..=(port, u16::MAX));
-            let dropped: u64 = of_port.map(|(_, traffic)| traffic.packets).sum();
+            let dropped: u64 = of_port.map(|(_, dropped)| dropped.traffic.packets).sum();
             table.row([
                 json!(network),
                 json!(interface),
@@ -112,7 +112,7 @@ pub(super) fn drops(host: &Host, format: Format) -> Answer {
     let mut table = Table::new(&["port", "reason", "packets", "bytes", "meaning"]);
     if host.dataplane.is_loaded() {
         let members = state.members();
-        for ((port, code), Traffic { packets, bytes }) in host.maps().drops()? {
+        for ((port, code), Dropped { traffic: Traffic { packets, bytes }, .. }) in host.maps().drops()? {
             let reason = DropReason::from_code(code);
             let uplink = state.uplink(port).map(|uplink| uplink.interface.clone());
             table.row([

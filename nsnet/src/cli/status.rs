@@ -8,15 +8,24 @@ use super::Answer;
 use super::output::{self, Format, Table, with_progress};
 use crate::kernel::host::Host;
 use crate::kernel::object::Object;
-use crate::kernel::observe;
-use crate::model::state::State;
+use crate::kernel::observe::{self, Scope};
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
     let state = host.state()?;
-    let drift = with_progress("comparing with the kernel", || observe::drift(host, &state))?;
     let mut table = Table::new(&["object", "drift"]);
-    for drift in &drift {
-        table.row([json!(drift.object), json!(drift.what)]);
+    // What is not ours to read is not compared.
+    let drift = match host.check_pins() {
+        Ok(()) => with_progress("comparing with the kernel", || observe::drift(host, &state, &Scope::Everything))?,
+        Err(error) => {
+            table.row([json!("dataplane"), json!(error.to_string())]);
+            Vec::new()
+        }
+    };
+    if let Some(disorder) = host.disorder()? {
+        table.row([json!("state"), json!(disorder)]);
+    }
+    for (object, difference) in drift.iter().flat_map(|drift| drift.differences.iter().map(|d| (&drift.object, d))) {
+        table.row([json!(object.to_string()), json!(difference.to_string())]);
     }
     let loaded = host.dataplane.is_loaded();
     let word = if loaded { "loaded" } else { "not loaded" };
@@ -54,7 +63,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             if is_due {
                 output::note(&format!("other programs are loaded than this nsnet's (build {here}): `nsnet upgrade`"));
             }
-            if drift.is_empty() {
+            if table.is_empty() {
                 output::line("no drift: the kernel is as it should be")?;
             } else {
                 output::print(format, &table)?;
@@ -62,15 +71,10 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             }
         }
     }
-    Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if table.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn down(host: &Host) -> Answer {
-    with_progress("taking everything down", || {
-        host.change(|state| {
-            *state = State::default();
-            Ok(())
-        })
-    })?;
+    with_progress("taking everything down", || host.down())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,13 @@
 //! The eBPF programs: load, pin, attach. Once pinned they forward with no process of ours running.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::SchedClassifier;
 use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramInfo, SchedClassifier};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
@@ -18,7 +19,7 @@ use super::netlink::Netlink;
 pub use super::object::{Object, open_object, open_object_with, program_in};
 use super::object::{missing, random};
 use super::pins::{Build, Pins};
-use super::sockets;
+use super::{sockets, stages};
 
 /// The pinned programs, maps and links of one host.
 #[derive(Clone, Debug)]
@@ -33,38 +34,76 @@ impl Dataplane {
         Self { pins: Pins { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")) }, host: host.to_owned() }
     }
 
-    /// Whether it is loaded.
-    pub fn is_loaded(&self) -> bool {
-        self.pins.program(names::FROM_NAMESPACE).exists()
+    /// Whether it is loaded, for whoever acts on the answer.
+    pub fn loaded(&self) -> Result<bool> {
+        exists(&self.pins.program(names::FROM_NAMESPACE))
     }
 
-    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again does nothing.
-    pub fn load(&self, features: Features) -> Result<()> {
-        if self.is_loaded() {
-            return Ok(());
-        }
-        let draft = self.draft();
-        draft.pins.remove()?;
-        let loaded = draft.fill(features, &Object::own()?, random()?, &[]).and_then(|mut ebpf| {
-            if features.cgroup {
-                // Without them the dataplane works still: `nsnet doctor` and `nsnet status` tell.
-                let _told_there = sockets::install(&mut ebpf, &draft.pins.root);
+    /// Whether it is loaded. Where that cannot be told, it is thought to be: using it tells why.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded().unwrap_or(true)
+    }
+
+    /// The pins that are not there, below the host's folder.
+    pub fn missing_pins(&self) -> Result<Vec<String>> {
+        let programs = names::PROGRAMS.iter().map(|name| self.pins.program(name));
+        let maps = names::MAPS.iter().map(|name| self.pins.map(name));
+        let mut missing = Vec::new();
+        for pin in programs.chain(maps) {
+            if !exists(&pin)? {
+                let below = pin.strip_prefix(&self.pins.root).unwrap_or(&pin);
+                missing.push(below.display().to_string());
             }
-            let to = &self.pins.root;
-            fs::rename(&draft.pins.root, to).doing(|| format!("move the pins to {}", to.display()))
+        }
+        Ok(missing)
+    }
+
+    /// Loads the programs and pins everything; nothing is left when anything fails. Loading again only mends what is
+    /// wrong: where a pin is gone all goes, because programs that are loaded anew do not know the old maps.
+    ///
+    /// The dataplane works without its programs at the host's sockets: `Ok` tells why it has to, if so.
+    pub fn load(&self, features: Features) -> Result<Option<KernelError>> {
+        if self.missing_pins()?.is_empty() {
+            if !stages::differences(self)?.is_empty() {
+                stages::mend(self)?;
+            }
+            return Ok(None);
+        }
+        let (draft, old) = (self.draft(), Pins { root: self.beside("old") });
+        draft.pins.remove()?;
+        old.remove()?;
+        let pinned = draft.fill(features, &Object::own()?, random()?, &[]).and_then(|mut ebpf| {
+            let root = &draft.pins.root;
+            let without = if features.cgroup { sockets::install(&mut ebpf, root).err() } else { None };
+            if exists(&self.pins.root)? {
+                self.keep_closed(&draft)?;
+                rename(&self.pins.root, &old.root)?;
+            }
+            rename(root, &self.pins.root)?;
+            old.remove()?;
+            Ok(without)
         });
-        if loaded.is_err() {
+        if pinned.is_err() {
             // The first error is the one to report; what cannot be removed now is removed by the next load.
             let _reported_next_time = draft.pins.remove();
         }
-        loaded
+        pinned
+    }
+
+    /// What stands behind the programs of ports stays while these go: nothing gets past until others are there.
+    fn keep_closed(&self, draft: &Self) -> Result<()> {
+        for port in self.linked_ports()? {
+            let (from, to) = (self.pins.closed_link(port), draft.pins.closed_link(port));
+            if exists(&from)? {
+                fs::hard_link(&from, &to).doing(|| format!("keep the link {}", from.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The dataplane beside this one that is being made, to be moved into its place.
     pub(super) fn draft(&self) -> Self {
-        // A name in a bpffs has no dots.
-        let root = PathBuf::from(format!("{}_new", self.pins.root.display()));
-        Self { pins: Pins { root }, host: self.host.clone() }
+        Self { pins: Pins { root: self.beside("new") }, host: self.host.clone() }
     }
 
     /// Loads the object and pins its programs and maps here, but those `reused`, whose pins are given: they get another
@@ -98,24 +137,30 @@ impl Dataplane {
     /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
         let Some(bpffs) = self.pins.root.parent() else { return self.pins.remove() };
-        let entries = match fs::read_dir(bpffs) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).doing(|| format!("list {}", bpffs.display())),
-        };
-        let ours = format!("{}_", self.host);
-        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)) {
-            Pins { root: entry.path() }.remove()?;
+        if self.loaded()? {
+            // At once, so that what is half removed is never taken for a dataplane.
+            self.abandon()?;
         }
-        Ok(())
+        remove_all(bpffs, &self.host)
     }
 
     /// Puts the pins aside, where only [`Dataplane::unload`] looks. Programs go on, but this counts as not loaded: so what
     /// cannot be read can be taken down.
     pub(super) fn abandon(&self) -> Result<()> {
-        let aside = Pins { root: PathBuf::from(format!("{}_gone", self.pins.root.display())) };
-        aside.remove()?;
-        fs::rename(&self.pins.root, &aside.root).doing(|| format!("move the pins to {}", aside.root.display()))
+        let old = Pins { root: self.beside("old") };
+        old.remove()?;
+        rename(&self.pins.root, &old.root)
+    }
+
+    /// A folder that comes before ours, or after it. (A name in a bpffs has no dots.)
+    fn beside(&self, when: &str) -> PathBuf {
+        PathBuf::from(format!("{}_{when}", self.pins.root.display()))
+    }
+
+    /// Whether there are pins of this host, whatever their layout.
+    pub(crate) fn has_pins(&self) -> Result<bool> {
+        let Some(bpffs) = self.pins.root.parent() else { return Ok(false) };
+        Ok(!pins_of(bpffs, &self.host)?.is_empty())
     }
 
     /// Whether the programs at the host's sockets are there.
@@ -128,9 +173,10 @@ impl Dataplane {
         &self.pins
     }
 
-    /// Refuses pins that others could have made or changed, and those that are not what this nsnet knows.
-    pub fn check(&self) -> Result<()> {
-        self.pins.check(&Object::own()?)
+    /// Refuses pins that others could have made or changed, and those that another nsnet has made otherwise.
+    pub fn check(&self, features: Features) -> Result<()> {
+        let object = Object::own()?;
+        self.pins.check(&object, object.build(features))
     }
 
     /// Which object the programs are from; `None` when they do not tell.
@@ -138,18 +184,46 @@ impl Dataplane {
         self.pins.build()
     }
 
-    /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx. Behind
-    /// that of a port stands one that drops all.
-    pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
-        self.detach(port)?;
-        let seat = Seat::of(port, interface, hook);
-        let Some(behind) = seat.behind() else { return seat.take(features, &self.pins, Order::Last) };
-        let is_closed = behind.is_taken_by(&Netlink::here, &self.pins)?;
-        if !is_closed {
-            self.release(port)?;
+    /// The ports that a link is pinned for.
+    pub(super) fn linked_ports(&self) -> Result<BTreeSet<PortId>> {
+        let folder = self.pins.links();
+        let what = || format!("list {}", folder.display());
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            entries => entries.doing(what)?,
+        };
+        let mut ports = BTreeSet::new();
+        for entry in entries {
+            // The others are of the programs at sockets.
+            ports.extend(entry.doing(what)?.file_name().to_str().and_then(Pins::port_of_link));
         }
-        seat.take(features, &self.pins, if is_closed { Order::Before(&behind, &self.pins) } else { Order::Last })?;
-        if is_closed { Ok(()) } else { behind.take(features, &self.pins, Order::Last) }
+        Ok(ports)
+    }
+
+    /// A pinned program.
+    pub(super) fn pinned(&self, name: &str) -> Result<SchedClassifier> {
+        self.pins.classifier(name)
+    }
+
+    /// Puts the program of `hook` on `interface`, unless it is there: by a pinned tcx link, or a clsact filter where there
+    /// is no tcx. Behind that of a port stands one that drops all.
+    pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
+        let seat = Seat::of(port, interface, hook);
+        let behind = seat.behind();
+        let is_closed = self.is_closed(port, interface, hook)?;
+        if !seat.is_taken_by(&Netlink::here, &self.pins)? {
+            self.detach(port)?;
+            let order = match &behind {
+                Some(behind) if is_closed => Order::Before(behind, &self.pins),
+                Some(_) | None => Order::Last,
+            };
+            seat.take(features, &self.pins, order)?;
+        }
+        if is_closed {
+            return Ok(());
+        }
+        self.release(port)?;
+        behind.map_or(Ok(()), |behind| behind.take(features, &self.pins, Order::Last))
     }
 
     /// Takes the program of a port off. What stands behind it stays: see [`Dataplane::release`]. (A clsact filter goes with
@@ -178,12 +252,17 @@ impl Dataplane {
         self.pins.program_id(name)
     }
 
+    /// The kernel's description of a loaded program.
+    pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
+        self.pins.program_info(name)
+    }
+
     /// Whether our program is on `interface` now, as the kernel tells it.
     pub fn is_attached(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         Seat::of(port, interface, hook).is_taken_by(&Netlink::here, &self.pins)
     }
 
-    /// Whether what a port's program lets pass, or all when that is gone, ends behind it.
+    /// Whether what a port's program lets pass, or all when that is gone, ends behind it. (Behind an uplink's is the host.)
     pub fn is_closed(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         let behind = Seat::of(port, interface, hook).behind();
         behind.map_or(Ok(true), |behind| behind.is_taken_by(&Netlink::here, &self.pins))
@@ -196,12 +275,47 @@ impl Pins {
         SchedClassifier::from_pin(self.program(name)).map_err(|error| refused(format!("open program {name}"), error))
     }
 
+    /// The kernel's description of it.
+    fn program_info(&self, name: &str) -> Result<ProgramInfo> {
+        let info = ProgramInfo::from_pin(self.program(name));
+        info.map_err(|error| refused(format!("read the description of program {name}"), error))
+    }
+
     /// The kernel's number of it.
     pub(super) fn program_id(&self, name: &str) -> Result<u32> {
-        let what = || format!("read the description of program {name}");
-        let info = self.classifier(name)?.info().map_err(|error| refused(what(), error))?;
-        Ok(info.id())
+        Ok(self.program_info(name)?.id())
     }
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().doing(|| format!("look for {}", path.display()))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).doing(|| format!("move the pins to {}", to.display()))
+}
+
+/// Removes all pins of `host`.
+pub(crate) fn remove_all(bpffs: &Path, host: &str) -> Result<()> {
+    pins_of(bpffs, host)?.iter().try_for_each(Pins::remove)
+}
+
+/// The folders of a host's pins: one for each layout, and drafts.
+fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<Pins>> {
+    let what = || format!("list {}", bpffs.display());
+    let entries = match fs::read_dir(bpffs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.doing(what)?,
+    };
+    let ours = format!("{host}_");
+    let mut pins = Vec::new();
+    for entry in entries {
+        let entry = entry.doing(what)?;
+        if entry.file_name().to_string_lossy().starts_with(&ours) {
+            pins.push(Pins { root: entry.path() });
+        }
+    }
+    Ok(pins)
 }
 
 fn remove_link(pin: &Path) -> Result<()> {

@@ -3,7 +3,11 @@
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
 use aya::sys::{BpfHelper, is_helper_supported};
 
+use nix::errno::Errno;
+
 use super::cgroup;
+use super::dataplane::refused;
+use super::error::Result;
 
 /// The kernel's abilities that change what we do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,22 +31,53 @@ pub struct Features {
 pub const WITHOUT: &str = "NSNET_WITHOUT";
 
 impl Features {
-    /// What the kernel has, less what [`WITHOUT`] names.
+    /// What the kernel has, less what [`WITHOUT`] names. What cannot be found out counts as missing.
     pub fn probe() -> Self {
+        Self::find_out().0
+    }
+
+    /// The same, and the first thing that could not be found out, which no fall-back may be chosen by.
+    pub(crate) fn find_out() -> (Self, Result<()>) {
+        let mut doubt = Ok(());
+        let mut settled = |found: Result<bool>| {
+            found.unwrap_or_else(|error| {
+                if doubt.is_ok() {
+                    doubt = Err(error);
+                }
+                false
+            })
+        };
         let without = std::env::var(WITHOUT).unwrap_or_default();
         let allowed = |name: &str| !without.split(',').any(|missing| missing.trim() == name);
-        Self {
-            tcx: allowed("tcx") && SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
+        let found = Self {
+            tcx: allowed("tcx") && settled(has_tcx()),
             redirect_peer: allowed("redirect_peer")
-                && is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_redirect_peer)
-                    .unwrap_or(false),
+                && settled(has_helper(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_redirect_peer)),
             peer_scrubs: allowed("peer_scrubs") && kernel_is_at_least(6, 16),
             fib_source: allowed("fib_source") && kernel_is_at_least(6, 7),
             cgroup: allowed("cgroup") && cgroup::root().is_ok(),
             set_retval: allowed("set_retval")
-                && is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false),
+                && settled(has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)),
+        };
+        (found, doubt)
+    }
+}
+
+fn has_tcx() -> Result<bool> {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_programs) => Ok(true),
+        Err(error) => {
+            let error = refused("find out whether this kernel has tcx", error);
+            // What a kernel without it says of an attach type that it does not know.
+            let is_unknown = matches!(error.errno(), Some(Errno::EINVAL | Errno::EOPNOTSUPP));
+            if is_unknown { Ok(false) } else { Err(error) }
         }
     }
+}
+
+fn has_helper(kind: ProgramType, helper: BpfHelper) -> Result<bool> {
+    is_helper_supported(kind, helper)
+        .map_err(|error| refused(format!("find out whether this kernel has {helper:?}"), error))
 }
 
 /// By version, because a flag of a helper shows only when a program with it runs.

@@ -10,13 +10,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
-use nsnet_common::layout::{
-    Flow, Flow4, FlowKey, FlowKey4, MAX_PORTS, MappingKey, NetworkId, PortId, Usage, flow_flags, names,
-};
+use nsnet_common::layout::{Flow, Flow4, FlowKey, FlowKey4, MappingKey, NetworkId, PortId, Usage, flow_flags, names};
 use zerocopy::FromBytes;
 
 use super::batch;
@@ -92,8 +89,30 @@ impl Maps {
         Ok(removed)
     }
 
+    fn usage_map(&self) -> Result<Array<MapData, Usage>> {
+        self.open(names::USAGE, Map::Array)
+    }
+
+    /// What each of these ports holds, in their order.
+    pub fn usage(&self, ids: impl IntoIterator<Item = PortId>) -> Result<Vec<Usage>> {
+        let usage = self.usage_map()?;
+        // A count that was lowered at a bad moment is below zero for a while, and then a huge one.
+        let held = |id: PortId| {
+            let held = get_slot(&usage, names::USAGE, u32::from(id.0))?;
+            Ok(Usage { flows: less(held.flows, 0), ports: less(held.ports, 0) })
+        };
+        ids.into_iter().map(held).collect()
+    }
+
+    /// Established flows of IPv4, and of IPv6; dead ones too that nobody has met.
+    pub fn established_flows(&self) -> Result<[u64; 2]> {
+        let totals = self.usage([true, false].map(Usage::total))?;
+        let mut flows = totals.iter().map(|total| total.flows);
+        Ok([flows.next().unwrap_or(0), flows.next().unwrap_or(0)])
+    }
+
     fn lower_usage(&self, freed: &Freed) -> Result<()> {
-        let mut usage: Array<MapData, Usage> = self.open(names::USAGE, Map::Array)?;
+        let mut usage = self.usage_map()?;
         for (owner, freed) in freed.0.iter().filter(|(_, freed)| **freed != Usage::default()) {
             let place = u32::from(owner.0);
             let held = get_slot(&usage, names::USAGE, place)?;
@@ -131,8 +150,7 @@ impl Freed {
         if !removed.grown {
             return;
         }
-        let total = if flow.opener.is_v4() { PortId::NONE } else { PortId(MAX_PORTS as u16 - 1) };
-        self.of(total).flows += 1;
+        self.of(Usage::total(flow.opener.is_v4())).flows += 1;
         if flow.about.owner != PortId::NONE {
             let usage = self.of(flow.about.owner);
             usage.flows += 1;
@@ -213,7 +231,7 @@ impl<K: Key, V: Pod + FromBytes + Into<Flow>> Family<K, V> {
         each: &mut impl FnMut(Connection) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         for (table, is_young) in [(&self.young, true), (&self.grown, false)] {
-            batch::for_each(table.data.fd().as_fd(), table.name, |key: K, flow: V| {
+            batch::for_each(&table.data, table.name, |key: K, flow: V| {
                 let (key, flow) = (key.into(), flow.into());
                 let alone = Connection::join(&key, &flow, None, is_young, now);
                 let is_reply = flow.about.has(flow_flags::REPLY);

@@ -1,8 +1,11 @@
 //! The namespace that acts as host: who we are, and carrying a plan out, or back.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::alive;
 use super::dataplane::Dataplane;
 use super::error::{KernelError, Result};
 use super::features::Features;
@@ -10,15 +13,34 @@ use super::maps::Maps;
 use super::mounts;
 use super::netlink::Netlink;
 use super::netns::NetNs;
+use super::observe::{self, Scope};
 use super::place::{self, Place};
 use super::reserved;
+use super::signals::Uninterrupted;
 use super::sockets;
 use super::steps;
-use super::store::{BPFFS, Store};
+use super::store::{self, BPFFS, Record, Store};
 use super::upgrade;
 use super::uplink;
+use crate::model::drift::Drift;
+use crate::model::name::Name;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
+
+/// A change of the state, and what it takes.
+#[derive(Debug)]
+pub struct Change<T> {
+    /// What the edit answered.
+    pub answer: T,
+    /// The state before.
+    pub old: State,
+    /// The state after.
+    pub new: State,
+    /// What was not as the state before has it.
+    pub drift: Vec<Drift>,
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+}
 
 /// One host.
 #[derive(Debug)]
@@ -35,7 +57,13 @@ pub struct Host {
     pub key: String,
     /// Told of each step and the time it took.
     pub on_step: fn(&Step, Duration),
+    /// Told what went wrong without making the verb fail.
+    pub on_note: fn(&str),
+    /// What of `features` could not be found out.
+    doubt: Option<String>,
     place: Place,
+    /// Namespaces whose names a verb has deleted: as long as it can be undone, they are open.
+    pub(super) deleted: RefCell<BTreeMap<Name, NetNs>>,
 }
 
 impl Host {
@@ -50,14 +78,18 @@ impl Host {
         };
         ns.enter()?;
         let key = format!("{:x}", ns.cookie()?);
+        let (features, known) = Features::find_out();
         Ok(Self {
             netlink: Netlink::here()?,
             dataplane: Dataplane::at(Path::new(BPFFS), &key),
-            features: Features::probe(),
+            features,
             key,
             ns,
             on_step: |_step, _took| (),
+            on_note: |_note| (),
+            doubt: known.err().map(|error| error.to_string()),
             place,
+            deleted: RefCell::default(),
         })
     }
 
@@ -68,7 +100,35 @@ impl Host {
 
     /// The state as it was left, for a verb that only looks.
     pub fn state(&self) -> Result<State> {
-        Ok(Store::read_only(&self.key)?.load()?.state)
+        Ok(self.record()?.state)
+    }
+
+    /// The same, with the steps of a verb that is under way or was cut off.
+    pub fn record(&self) -> Result<Record> {
+        Store::read_only(&self.key)?.load()
+    }
+
+    /// What the file has to do with the kernel, when it cannot be believed: a verb was cut off, or the file is gone.
+    pub fn disorder(&self) -> Result<Option<String>> {
+        let record = self.record()?;
+        if !record.under_way.is_empty() && !store::is_busy()? {
+            return Ok(Some(
+                "a verb was cut off: the next one that changes something takes back what it did".to_owned(),
+            ));
+        }
+        if upgrade::is_cut_off(self)? && !store::is_busy()? {
+            return Ok(Some("an upgrade was cut off: the next verb that changes something takes it back".to_owned()));
+        }
+        let is_lost = self.is_lost(&record)? && !store::is_busy()?;
+        Ok(is_lost.then(|| format!("{}; {}", Self::LOST, Self::REMEDY)))
+    }
+
+    const LOST: &str = "a dataplane is loaded, and the file that says what for is gone";
+    const REMEDY: &str = "`nsnet down` removes everything of this host that the kernel shows";
+
+    /// Whether there are pins that nobody knows.
+    fn is_lost(&self, record: &Record) -> Result<bool> {
+        Ok(record.state.is_empty() && record.under_way.is_empty() && self.dataplane.has_pins()?)
     }
 
     /// A member namespace, which must not be the host's own.
@@ -96,104 +156,208 @@ impl Host {
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
     ) -> std::result::Result<T, anyhow::Error> {
-        self.change_and_repair(edit, |_host, _state, _answer| Ok(Vec::new()))
+        self.change_and_repair(edit, |_state, _answer| Scope::Nothing).map(|change| change.answer)
     }
 
-    /// The same, for a verb that also mends what it finds broken.
-    ///
-    /// `repair` tells of objects that are in both states but not as they should be in the kernel: they are made anew.
+    /// The same; and what is in the scope that `look` tells, was there before and is not as it should be in the kernel,
+    /// is put right. That is never taken back, as it is to be so before and after.
     pub fn change_and_repair<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
-        repair: impl FnOnce(&Self, &State, &T) -> Result<Vec<Step>>,
-    ) -> std::result::Result<T, anyhow::Error> {
-        let store = Store::locked(&self.key)?;
-        let old = self.recover(&store)?;
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.change_in(Store::locked(&self.key)?, edit, look)
+    }
+
+    /// The same without waiting: `None` when another verb is under way, and nothing was done.
+    pub fn change_if_free<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
+        match Store::locked_if_free(&self.key)? {
+            Some(store) => self.change_in(store, edit, look).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn change_in<T>(
+        &self,
+        store: Store,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        let _whole = Uninterrupted::begin()?;
+        let old = self.settled(&store)?;
+        let change = self.prepare(old, edit, look)?;
+        if !change.new.is_empty() {
+            self.mark();
+        }
+        if !change.steps.is_empty() {
+            self.replace(&store, &change.old, &change.new, &change.steps)?;
+        } else if change.new != change.old {
+            store.save(&change.new)?;
+        }
+        self.tidy(&change.new);
+        Ok(change)
+    }
+
+    /// What such a change would do. Nothing is changed; what would be refused is refused.
+    pub fn preview<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.prepare(self.state()?, edit, look)
+    }
+
+    /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
+    /// when nothing differs. What cannot be put right is told by `status` again.
+    pub fn repair(&self) -> std::result::Result<Change<()>, anyhow::Error> {
+        self.change_and_repair(|_state| Ok(()), |_state, ()| Scope::Everything)
+    }
+
+    fn prepare<T>(
+        &self,
+        old: State,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.check_pins()?;
         let mut new = old.clone();
         let answer = edit(&mut new)?;
-        if new.networks != old.networks {
+        let scope = look(&new, &answer);
+        // Interfaces of the host's may have come and gone.
+        if new.networks != old.networks || matches!(scope, Scope::Everything) {
             uplink::look_around(self, &old.networks, &mut new)?;
         }
         reserved::note_before(&mut new)?;
-        let mut steps = plan(&old, &new);
-        steps.extend(repair(self, &new, &answer)?);
-        if steps.is_empty() {
-            if new != old {
-                store.save(&new, &[])?;
-            }
-            return Ok(answer);
-        }
+        let drift = observe::drift(self, &old, &scope)?;
+        let steps = plan(&old, &new, &drift);
         self.check_possible(&steps)?;
-        self.check_pins(&steps)?;
-        store.save(&old, &steps)?;
-        let outcome = self.carry_out(&steps);
-        store.save(if outcome.is_ok() { &new } else { &old }, &[])?;
-        outcome.map(|()| answer).map_err(Into::into)
+        Ok(Change { answer, old, new, drift, steps })
     }
 
-    /// The state that the host is in, when what was cut off has been undone.
-    pub(super) fn recover(&self, store: &Store) -> Result<State> {
+    /// Refuses to read or change what others have put among the pins, or what another nsnet keeps otherwise.
+    pub fn check_pins(&self) -> Result<()> {
+        if self.dataplane.loaded()? { self.dataplane.check(self.features) } else { Ok(()) }
+    }
+
+    /// The state, once what a verb that was cut off has done is taken back. While that fails, nothing else is done.
+    pub(super) fn settled(&self, store: &Store) -> Result<State> {
         let record = store.load()?;
         upgrade::settle(self, &record.state)?;
+        if self.is_lost(&record)? {
+            return Err(KernelError::refused("change this host", Self::LOST).with_remedy(Self::REMEDY));
+        }
         if !record.under_way.is_empty() {
-            // Undoing is harmless for steps that were not begun, so all are undone.
-            let undone = self.take_back(&record.under_way);
-            store.save(&record.state, &[])?;
-            undone?;
+            // Nobody knows how far it came. Undoing is harmless for steps that were not begun, so all are undone.
+            self.take_back(&record.under_way).map_err(|error| {
+                KernelError::refused("take back what a verb that was cut off had done", error)
+                    .with_remedy("mend that and run this again, or `nsnet down` takes everything down")
+            })?;
+            store.save(&record.state)?;
         }
         Ok(record.state)
     }
 
-    /// Refuses to work with pins that are not what this nsnet knows, unless that is to take all of them down.
-    fn check_pins(&self, steps: &[Step]) -> Result<()> {
-        if !self.dataplane.is_loaded() {
-            return Ok(());
-        }
-        match self.dataplane.check() {
-            Err(_whatever_it_is) if steps.contains(&Step::UnloadDataplane) && !steps.contains(&Step::LoadDataplane) => {
-                self.dataplane.abandon()
-            }
-            other => other,
-        }
+    /// From one state to another, with a record of it while it is under way. What fails is taken back; should that
+    /// fail, too, the record stays, and the next verb tries again.
+    fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step]) -> Result<()> {
+        store.begin(old, new, steps)?;
+        let mut begun = 0;
+        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).or_else(|error| {
+            // The step that failed may be half done; undoing it is harmless.
+            let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
+            Err(match undone {
+                Ok(()) => error,
+                Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
+                    .with_remedy("the next verb tries again"),
+            })
+        });
+        self.deleted.take();
+        outcome
     }
 
     /// Nothing is changed before it is known that it can be done.
     fn check_possible(&self, steps: &[Step]) -> Result<()> {
-        let loads = steps.contains(&Step::LoadDataplane) && !mounts::is_bpffs(Path::new(BPFFS)).unwrap_or(false);
-        let mounts = steps.iter().any(|step| matches!(step, Step::AddNamespace(_)));
-        if loads || mounts {
+        let has = |is_meant: fn(&Step) -> bool| steps.iter().any(|step| is_meant(step.inner()));
+        let loads = has(|step| *step == Step::LoadDataplane);
+        if has(needs_the_dataplane) {
+            if let Some(doubt) = &self.doubt {
+                return Err(KernelError::refused("change the dataplane", doubt));
+            }
+            if !loads && !self.dataplane.loaded()? {
+                let why = "programs and maps are not loaded any more";
+                return Err(
+                    KernelError::refused("change the dataplane", why).with_remedy("`nsnet apply` brings them back")
+                );
+            }
+        }
+        let mounts = has(|step| matches!(step, Step::AddNamespace(_)));
+        if mounts || (loads && !mounts::is_bpffs(Path::new(BPFFS))?) {
             self.check_mounts_last(if mounts { "make a namespace" } else { "mount the pins' file system" })?;
         }
         steps.iter().try_for_each(|step| steps::check(self, step))
     }
 
-    fn carry_out(&self, steps: &[Step]) -> Result<()> {
-        for (position, step) in steps.iter().enumerate() {
-            let began = Instant::now();
-            let outcome = steps::carry_out(self, step);
-            (self.on_step)(step, began.elapsed());
-            if let Err(error) = outcome {
-                // The step that failed may be half done; undoing it is harmless.
-                let done = steps.get(..=position).unwrap_or(steps);
-                return match self.take_back(done) {
-                    Ok(()) => Err(error),
-                    Err(left) => Err(KernelError::refused(step, format!("{error}; and taking it back: {left}"))),
-                };
-            }
+    /// Does all steps, counting in `begun` how many it has begun.
+    fn carry_out(&self, steps: &[Step], begun: &mut usize) -> Result<()> {
+        for step in steps {
+            *begun += 1;
+            self.carry_out_one(step)?;
         }
         // The steps may have given the host addresses, or taken some.
-        sockets::refresh_locals(self).or_else(|error| self.take_back(steps).and(Err(error)))
+        sockets::refresh_locals(self).map(|_was_stale| ())
+    }
+
+    pub(super) fn carry_out_one(&self, step: &Step) -> Result<()> {
+        let began = Instant::now();
+        let outcome = steps::carry_out(self, step);
+        (self.on_step)(step, began.elapsed());
+        outcome
     }
 
     /// Undoes steps, last first; goes on after an error, and reports the first.
     fn take_back(&self, steps: &[Step]) -> Result<()> {
         let mut first = Ok(());
-        for step in steps.iter().rev() {
-            let undone = steps::carry_out(self, &step.undo());
+        for step in steps.iter().rev().filter_map(Step::undo) {
+            let undone = steps::bring_back(self, &step);
             if first.is_ok() {
                 first = undone;
             }
         }
-        first
+        first.and_then(|()| sockets::refresh_locals(self).map(|_was_stale| ()))
     }
+
+    /// Sees to it that what we leave can be recognised when the namespace is gone.
+    fn mark(&self) {
+        let is_ready = match mounts::is_bpffs(Path::new(BPFFS)) {
+            // Where a mount would not last, the first network is refused, and there is little to leave.
+            Ok(false) if self.check_mounts_last("").is_err() => return,
+            Ok(_) => mounts::ensure_bpffs(Path::new(BPFFS)).map(|_was_mounted| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = is_ready.and_then(|()| alive::mark(&self.key)) {
+            (self.on_note)(&format!("{error}; without it, what belongs to a namespace that is gone is not removed"));
+        }
+    }
+
+    /// Removes what is of no use any more: of this host, and of hosts that are gone.
+    pub(super) fn tidy(&self, state: &State) {
+        let unmarked = if state.is_empty() { alive::unmark(&self.key) } else { Ok(()) };
+        match unmarked.and_then(|()| alive::sweep()) {
+            Ok(swept) => {
+                for host in swept {
+                    (self.on_note)(&format!("removed what was left of host {host}, whose namespace is gone"));
+                }
+            }
+            Err(error) => (self.on_note)(&format!("{error}; the next verb tries again")),
+        }
+    }
+}
+
+/// Whether a step enters something into the dataplane, or puts a program somewhere.
+fn needs_the_dataplane(step: &Step) -> bool {
+    matches!(step, Step::AddNetwork(_) | Step::Attach(..) | Step::AddPublish(_))
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
+use nsnet_common::wire::Mac;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -96,6 +97,13 @@ impl Netlink {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::Mtu(mtu));
         self.set_link(index, request, format_args!("set the MTU of interface {index} to {mtu}"))
+    }
+
+    /// Sets the Ethernet address.
+    pub fn set_mac(&self, index: u32, mac: Mac) -> Result<()> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        self.set_link(index, request, format_args!("set the MAC of interface {index} to {mac}"))
     }
 
     /// Renames an interface. Before Linux 6.2 it has to be down (EBUSY).

@@ -1,7 +1,6 @@
 //! The endpoints that NAT holds: which external one stands for which inside a network.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd as _;
 
 use aya::maps::{self, Map, MapData};
 use nsnet_common::layout::{Mapping, MappingKey, NetworkId, PortId, names};
@@ -42,7 +41,7 @@ impl Maps {
     pub fn mappings(&self) -> Result<Vec<Mapped>> {
         let (map, data, now) = (self.mappings_map()?, self.data(names::MAPPINGS)?, seconds()?);
         let mut mappings = Vec::new();
-        batch::for_each(data.fd().as_fd(), names::MAPPINGS, |inside: MappingKey, external: Mapping| {
+        batch::for_each(&data, names::MAPPINGS, |inside: MappingKey, external: Mapping| {
             if inside.side != NetworkId::OUTSIDE {
                 // Flows may refresh either half.
                 let other = found(map.get(&Self::external(&inside, &external), 0), names::MAPPINGS)?;
@@ -59,7 +58,7 @@ impl Maps {
     pub(super) fn mappings_of(&self, owner: PortId) -> Result<HashSet<MappingKey>> {
         let mut endpoints = HashSet::new();
         let data = self.data(names::MAPPINGS)?;
-        batch::for_each(data.fd().as_fd(), names::MAPPINGS, |inside: MappingKey, external: Mapping| {
+        batch::for_each(&data, names::MAPPINGS, |inside: MappingKey, external: Mapping| {
             if inside.side != NetworkId::OUTSIDE && external.owner == owner {
                 endpoints.insert(inside);
             }

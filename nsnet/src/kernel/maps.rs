@@ -9,8 +9,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nsnet_common::layout::{
-    AddressKey, DropKey, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId, Station,
-    StationKey, SubnetKey, Traffic, Usage, names,
+    AddressKey, DropKey, Dropped, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId,
+    Station, StationKey, SubnetKey, Traffic, Usage, names,
 };
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -20,7 +20,7 @@ use super::error::{KernelError, Result};
 use super::pins::{Pins, UPGRADE};
 
 /// What all CPUs together have counted, by port and reason.
-pub type Drops = BTreeMap<(PortId, u16), Traffic>;
+pub type Drops = BTreeMap<(PortId, u16), Dropped>;
 
 /// The pinned maps of one host.
 #[derive(Debug)]
@@ -47,27 +47,31 @@ impl Maps {
         })
     }
 
-    fn ports(&self) -> Result<Array<MapData, Port>> {
+    pub(super) fn ports(&self) -> Result<Array<MapData, Port>> {
         self.open(names::PORTS, Map::Array)
     }
 
-    fn networks(&self) -> Result<Array<MapData, Network>> {
+    pub(super) fn networks(&self) -> Result<Array<MapData, Network>> {
         self.open(names::NETWORKS, Map::Array)
     }
 
-    fn addresses(&self) -> Result<HashMap<MapData, AddressKey, PortId>> {
+    pub(super) fn addresses(&self) -> Result<HashMap<MapData, AddressKey, PortId>> {
         self.open(names::ADDRESSES, Map::HashMap)
     }
 
-    fn stations_map(&self) -> Result<HashMap<MapData, StationKey, Station>> {
+    pub(super) fn stations_map(&self) -> Result<HashMap<MapData, StationKey, Station>> {
         self.open(names::STATIONS, Map::HashMap)
     }
 
-    fn subnets(&self) -> Result<LpmTrie<MapData, SubnetKey, NetworkId>> {
+    pub(super) fn foreign(&self) -> Result<HashMap<MapData, ForeignKey, Mac>> {
+        self.open(names::FOREIGN, Map::HashMap)
+    }
+
+    pub(super) fn subnets(&self) -> Result<LpmTrie<MapData, SubnetKey, NetworkId>> {
         self.open(names::SUBNETS, Map::LpmTrie)
     }
 
-    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Traffic>> {
+    fn drops_map(&self) -> Result<PerCpuHashMap<MapData, DropKey, Dropped>> {
         self.open(names::DROPS, Map::PerCpuHashMap)
     }
 
@@ -84,77 +88,6 @@ impl Maps {
     /// The head of a network's list of ports.
     pub fn network(&self, id: NetworkId) -> Result<Network> {
         get_slot(&self.networks()?, names::NETWORKS, u32::from(id.0))
-    }
-
-    /// Makes a port known: from here on it is delivered to. In this order a frame never finds half of it.
-    ///
-    /// The port must not be known yet: [`Maps::remove_port`] comes first where a step may have been cut off before.
-    pub fn insert_port(&self, port: &Port, addresses: &[IpAddr], mac_given: bool) -> Result<()> {
-        let (id, network) = (port.id(), port.network());
-        self.reset_counters(id)?;
-        let mut ports = self.ports()?;
-        let mut networks = self.networks()?;
-        let head = get_slot(&networks, names::NETWORKS, u32::from(network.0))?;
-        set_slot(&mut ports, names::PORTS, u32::from(id.0), port.followed_by(head.first()))?;
-        let mut owners = self.addresses()?;
-        for ip in addresses {
-            let key = AddressKey { network, ip: IpAddress::from(*ip) };
-            owners.insert(key, id, 0).map_err(|error| refused(format!("enter address {ip}"), error))?;
-        }
-        if mac_given {
-            let key = StationKey { network, mac: port.mac() };
-            let inserted = self.stations_map()?.insert(key, Station::fixed(id), 0);
-            inserted.map_err(|error| refused(format!("enter MAC {}", port.mac()), error))?;
-        }
-        let learning = head.learning() + u16::from(port.learns());
-        set_slot(&mut networks, names::NETWORKS, u32::from(network.0), Network::new(id, head.ports() + 1, learning))
-    }
-
-    /// Forgets a port, wherever it is known.
-    pub fn remove_port(&self, id: PortId, network: NetworkId) -> Result<()> {
-        let mut owners = self.addresses()?;
-        let owned: Vec<AddressKey> =
-            owners.iter().flatten().filter(|(_, port)| *port == id).map(|(key, _)| key).collect();
-        for key in owned {
-            gone(owners.remove(&key), names::ADDRESSES)?;
-        }
-        let mut stations = self.stations_map()?;
-        let behind: Vec<StationKey> =
-            stations.iter().flatten().filter(|(_, station)| station.port() == id).map(|(key, _)| key).collect();
-        for key in behind {
-            gone(stations.remove(&key), names::STATIONS)?;
-        }
-        let mut foreign: HashMap<MapData, ForeignKey, Mac> = self.open(names::FOREIGN, Map::HashMap)?;
-        let places: Vec<ForeignKey> = foreign.keys().flatten().filter(|key| key.port == id).collect();
-        for key in places {
-            gone(foreign.remove(&key), names::FOREIGN)?;
-        }
-        self.unlink(id, network)
-    }
-
-    /// Takes a port out of its network's list, then out of the array.
-    fn unlink(&self, id: PortId, network: NetworkId) -> Result<()> {
-        let mut ports = self.ports()?;
-        let mut networks = self.networks()?;
-        let head = get_slot(&networks, names::NETWORKS, u32::from(network.0))?;
-        let (mut before, mut at) = (PortId::NONE, head.first());
-        while at != PortId::NONE {
-            let port = get_slot(&ports, names::PORTS, u32::from(at.0))?;
-            if at != id {
-                (before, at) = (at, port.next());
-                continue;
-            }
-            let learning = head.learning().saturating_sub(u16::from(port.learns()));
-            let first = if before == PortId::NONE { port.next() } else { head.first() };
-            let head = Network::new(first, head.ports().saturating_sub(1), learning);
-            if before != PortId::NONE {
-                let previous = get_slot(&ports, names::PORTS, u32::from(before.0))?;
-                set_slot(&mut ports, names::PORTS, u32::from(before.0), previous.followed_by(port.next()))?;
-            }
-            set_slot(&mut networks, names::NETWORKS, u32::from(network.0), head)?;
-            return set_slot(&mut ports, names::PORTS, u32::from(id.0), port.removed());
-        }
-        Ok(())
     }
 
     /// Writes a port's entry, outside of any network's list.
@@ -214,6 +147,11 @@ impl Maps {
         ips.into_iter().map(owner).collect()
     }
 
+    /// One station of the hashed FDB.
+    pub fn station(&self, key: &StationKey) -> Result<Option<Station>> {
+        found(self.stations_map()?.get(key, 0), names::STATIONS)
+    }
+
     /// Every station of the hashed FDB.
     pub fn stations(&self) -> Result<Vec<(StationKey, Station)>> {
         Ok(self.stations_map()?.iter().flatten().collect())
@@ -224,13 +162,7 @@ impl Maps {
         let counters = self.counters_map()?;
         let over_cpus = |id: PortId| {
             let values = counters.get(&u32::from(id.0), 0).map_err(|error| refused("read counters", error))?;
-            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| PortCounters {
-                received: plus(sum.received, cpu.received),
-                sent: plus(sum.sent, cpu.sent),
-                flooded: sum.flooded + cpu.flooded,
-                answered: sum.answered + cpu.answered,
-                passed: sum.passed + cpu.passed,
-            }))
+            Ok(values.iter().fold(PortCounters::default(), |sum, cpu| sum_of(sum, *cpu)))
         };
         ids.into_iter().map(over_cpus).collect()
     }
@@ -239,9 +171,13 @@ impl Maps {
     pub fn drops(&self) -> Result<Drops> {
         let mut drops = Drops::new();
         for (key, values) in self.drops_map()?.iter().flatten() {
-            let sum = values.iter().fold(Traffic::default(), |sum, cpu| plus(sum, *cpu));
+            let sum = values.iter().fold(Dropped::default(), |sum, cpu| Dropped {
+                traffic: plus(sum.traffic, cpu.traffic),
+                seen: sum.seen.max(cpu.seen),
+                jiffy: 0,
+            });
             // Fragments that waited have been taken back.
-            if sum != Traffic::default() {
+            if sum.traffic != Traffic::default() {
                 drops.insert((key.port, key.reason), sum);
             }
         }
@@ -249,7 +185,19 @@ impl Maps {
     }
 }
 
-fn plus(one: Traffic, other: Traffic) -> Traffic {
+/// What two CPUs have counted.
+pub(super) fn sum_of(one: PortCounters, other: PortCounters) -> PortCounters {
+    PortCounters {
+        received: plus(one.received, other.received),
+        sent: plus(one.sent, other.sent),
+        flooded: one.flooded + other.flooded,
+        answered: one.answered + other.answered,
+        passed: one.passed + other.passed,
+    }
+}
+
+/// The same of frames.
+pub(super) fn plus(one: Traffic, other: Traffic) -> Traffic {
     // One CPU may have taken back what another has counted.
     Traffic { packets: one.packets.wrapping_add(other.packets), bytes: one.bytes.wrapping_add(other.bytes) }
 }
@@ -265,6 +213,11 @@ pub(super) fn get_slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) 
 
 pub(super) fn set_slot<V: Pod>(map: &mut Array<MapData, V>, name: &str, index: u32, value: V) -> Result<()> {
     map.set(index, value, 0).map_err(|error| refused(format!("write map {name}"), error))
+}
+
+/// Every entry of a map, or the first error.
+pub(super) fn all<T>(entries: impl Iterator<Item = std::result::Result<T, MapError>>, name: &str) -> Result<Vec<T>> {
+    entries.map(|entry| entry.map_err(|error| refused(format!("read map {name}"), error))).collect()
 }
 
 /// A removal, for which "not there" is as good.

@@ -11,7 +11,6 @@
 //! stamp of a flow, a counter) is as the first pass found it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapType;
@@ -19,9 +18,9 @@ use nix::errno::Errno;
 use nsnet_common::layout::{names, version_of};
 
 use super::batch::for_each_raw;
-use super::bpf::{self, RawMap};
-use super::error::{KernelError, Result};
-use super::object::Definition;
+use super::bpf::RawMap;
+use super::error::{Doing as _, KernelError, Result};
+use super::object::{Definition, open_raw};
 use super::pins::{Pins, check_map, map_at, map_pin};
 
 /// The way from one version of a map's layout to the next.
@@ -57,9 +56,12 @@ pub enum Fate {
     New,
 }
 
+/// What is between programs at one moment, and means nothing to others.
+const MOMENTARY: [&str; 3] = [names::STAGES, names::LOCKS, names::CAPTURING];
+
 /// What is lost with maps that begin empty, and whether connections break. Maps that are not here hold what the control
 /// plane has said, without which nothing goes on: for those a conversion is needed.
-const LOSSES: [Loss; 6] = [
+const LOSSES: [Loss; 8] = [
     Loss {
         // They refer to one another, and are counted: one alone cannot begin anew.
         maps: &[names::FLOWS4, names::FLOWS6, names::YOUNG4, names::YOUNG6, names::MAPPINGS, names::USAGE],
@@ -77,6 +79,8 @@ const LOSSES: [Loss; 6] = [
         is_grave: false,
     },
     Loss { maps: &[names::COUNTERS, names::DROPS], what: "counters, which begin at 0", is_grave: false },
+    Loss { maps: &[names::LAST_DROPS], what: "the last packet of each reason", is_grave: false },
+    Loss { maps: &[names::CAPTURE, names::RINGS], what: "captures that are under way: they end", is_grave: false },
     Loss { maps: &[names::PUBLISH_HITS], what: "hits of published ports, which begin at 0", is_grave: false },
     Loss { maps: &[names::FLOOD_CLOCKS, names::REFUSAL_CLOCKS], what: "used-up allowances", is_grave: false },
 ];
@@ -146,14 +150,13 @@ impl Plan {
 fn fate(old: &Pins, name: &'static str, wanted: &Definition, conversions: &[Conversion]) -> Result<Fate> {
     let to = version_of(name);
     let Some(from) = old.version_of(name)? else { return Ok(Fate::New) };
-    let path = old.maps().join(map_pin(name, from));
+    let path = old.maps().join(map_pin(names::pin(name), from));
     let found = map_at(&path)?.ok_or_else(|| KernelError::new(format!("open map {name}"), Errno::ENOENT))?;
     if from == to {
         check_map(&path, &found, wanted)?;
         return Ok(match found == *wanted {
             true => Fate::Kept,
-            false if is_table(wanted.kind) => Fate::Copied(None),
-            // A buffer: what is in it has been read, or will not be.
+            false if is_table(wanted.kind) && !MOMENTARY.contains(&name) => Fate::Copied(None),
             false => Fate::New,
         });
     }
@@ -162,7 +165,7 @@ fn fate(old: &Pins, name: &'static str, wanted: &Definition, conversions: &[Conv
     }
     match LOSSES.iter().find(|loss| loss.maps.contains(&name)) {
         Some(loss) => Ok(Fate::Emptied(loss.what)),
-        None if is_table(wanted.kind) => {
+        None if is_table(wanted.kind) && !MOMENTARY.contains(&name) => {
             let why = format!("map {name} has version {from} of its layout, which this nsnet cannot convert to {to}");
             Err(KernelError::refused("upgrade", why).with_remedy("`nsnet down`, and set it up again"))
         }
@@ -183,118 +186,86 @@ fn is_hash(kind: MapType) -> bool {
 #[derive(Debug)]
 pub struct Copying {
     name: &'static str,
-    from: OwnedFd,
-    from_kind: Definition,
-    to: OwnedFd,
-    to_kind: Definition,
+    from: RawMap,
+    to: RawMap,
     conversion: Option<Conversion>,
-    /// The keys that the first pass found, of a hash, one after the other.
+    /// The keys that the last pass found, of a hash, one after the other.
     seen: Vec<u8>,
 }
 
 impl Copying {
     /// Of the maps pinned at `from` and `to`.
     pub fn new(name: &'static str, from: &Path, to: &Path, conversion: Option<Conversion>) -> Result<Self> {
-        let open = |path: &Path| {
-            let what = || format!("open the pin {}", path.display());
-            let kind = map_at(path)?.ok_or_else(|| KernelError::new(what(), Errno::ENOENT))?;
-            Ok((bpf::open_pin(path).map_err(|errno| KernelError::new(what(), errno))?, kind))
-        };
-        let ((from, from_kind), (to, to_kind)) = (open(from)?, open(to)?);
-        Ok(Self { name, from, from_kind, to, to_kind, conversion, seen: Vec::new() })
-    }
-
-    /// Whether it has entries that come and go with packets; an array's are always there.
-    pub fn is_hash(&self) -> bool {
-        is_hash(self.from_kind.kind)
+        let (from, to) = (open_raw(from)?, open_raw(to)?);
+        Ok(Self { name, from, to, conversion, seen: Vec::new() })
     }
 
     /// Copies everything.
     pub fn begin(&mut self) -> Result<()> {
-        let (from, to) = (raw(&self.from, &self.from_kind)?, raw(&self.to, &self.to_kind)?);
-        let (name, is_hash, conversion) = (self.name, self.is_hash(), self.conversion);
-        let is_new_array = conversion.is_none() && self.to_kind.kind != MapType::LpmTrie;
+        let is_hash = is_hash(self.from.definition.kind);
+        let is_new_array = !is_hash && self.conversion.is_none() && self.to.definition.kind != MapType::LpmTrie;
         let mut seen = Vec::new();
-        for_each_raw(from, name, |key, value| {
+        for_each_raw(self.from.data(), self.name, |key, value| {
             if is_hash {
                 seen.extend_from_slice(key);
             } else if is_new_array && value.iter().all(|byte| *byte == 0) {
                 // As it is there already. The new one may have fewer places, when the last ones are free.
                 return Ok(());
             }
-            put(name, to, conversion, key, value, false).map(|_set| ())
+            self.put(key, value, false)
         })?;
         self.seen = seen;
         Ok(())
     }
 
-    /// Follows what has changed in the old map since the last pass.
+    /// Follows what has changed in the old map since the last pass. (Arrays are copied once: their places stay.)
     pub fn follow(&mut self) -> Result<()> {
-        if !self.is_hash() {
+        if !is_hash(self.from.definition.kind) {
             return Ok(());
         }
-        let (from, to) = (raw(&self.from, &self.from_kind)?, raw(&self.to, &self.to_kind)?);
-        let (name, conversion) = (self.name, self.conversion);
-        let failed = |errno| KernelError::new(format!("copy map {name}"), errno);
         // A key of the new layout does not depend on the value.
-        let nothing = vec![0; value_size(&self.from_kind)?];
-        for key in self.seen.chunks_exact(self.from_kind.key_size as usize) {
-            if from.has(key).map_err(failed)? {
+        let nothing = vec![0; self.from.value_size];
+        for key in self.seen.chunks_exact(self.from.definition.key_size as usize) {
+            if self.from.get(key).doing(|| self.what())?.is_some() {
                 continue;
             }
-            let gone = match conversion {
+            let gone = match self.conversion {
                 Some(way) => (way.entry)(key, &nothing).map(|(key, _)| key),
                 None => Some(key.to_vec()),
             };
             if let Some(gone) = gone {
-                to.remove(&gone).map_err(failed)?;
+                self.to.remove(&gone).doing(|| self.what())?;
             }
         }
         let mut seen = Vec::with_capacity(self.seen.len());
-        for_each_raw(from, name, |key, value| {
+        for_each_raw(self.from.data(), self.name, |key, value| {
             seen.extend_from_slice(key);
-            put(name, to, conversion, key, value, true).map(|_made| ())
+            self.put(key, value, true)
         })?;
         self.seen = seen;
         Ok(())
     }
-}
 
-fn put(
-    name: &str,
-    to: RawMap<'_>,
-    conversion: Option<Conversion>,
-    key: &[u8],
-    value: &[u8],
-    only_new: bool,
-) -> Result<bool> {
-    let set = match conversion {
-        Some(way) => match (way.entry)(key, value) {
-            Some((key, value)) => to.set(&key, &value, only_new),
-            None => return Ok(false),
-        },
-        None => to.set(key, value, only_new),
-    };
-    set.map_err(|errno| {
-        let error = KernelError::new(format!("copy map {name}"), errno);
-        if errno == Errno::E2BIG { error.with_remedy("it holds more than the new one takes") } else { error }
-    })
-}
-
-fn raw<'a>(fd: &'a OwnedFd, kind: &Definition) -> Result<RawMap<'a>> {
-    let value_size = value_size(kind)?;
-    // SAFETY: the sizes are those that the kernel told of this map.
-    Ok(unsafe { RawMap::new(fd.as_fd(), kind.key_size as usize, value_size) })
-}
-
-/// Bytes of a value as the kernel hands it over.
-fn value_size(kind: &Definition) -> Result<usize> {
-    let one = kind.value_size as usize;
-    if !matches!(kind.kind, MapType::PerCpuHash | MapType::LruPerCpuHash | MapType::PerCpuArray) {
-        return Ok(one);
+    fn put(&self, key: &[u8], value: &[u8], only_new: bool) -> Result<()> {
+        let set = match self.conversion {
+            Some(way) => match (way.entry)(key, value) {
+                Some((key, value)) => self.to.set(&key, &value, only_new),
+                None => return Ok(()),
+            },
+            None => self.to.set(key, value, only_new),
+        };
+        match set {
+            Ok(_whether_it_was_new) => Ok(()),
+            Err(Errno::E2BIG) => {
+                Err(KernelError::new(self.what(), Errno::E2BIG).with_remedy("it holds more than the new one takes"))
+            }
+            Err(errno) => Err(KernelError::new(self.what(), errno)),
+        }
     }
-    let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
-    Ok(one.next_multiple_of(8) * cpus)
+
+    fn what(&self) -> String {
+        format!("copy map {}", self.name)
+    }
 }
 
 /// The maps that `plan` keeps, with their pins.
@@ -308,7 +279,7 @@ pub(super) fn copied(plan: &Plan, old: &Pins, new: &Pins) -> Result<Vec<Copying>
     for (name, fate) in &plan.fates {
         if let Fate::Copied(conversion) = fate {
             let from = conversion.map_or(version_of(name), |way| way.from);
-            let from = old.maps().join(map_pin(name, from));
+            let from = old.maps().join(map_pin(names::pin(name), from));
             copies.push(Copying::new(name, &from, &new.map(name), *conversion)?);
         }
     }

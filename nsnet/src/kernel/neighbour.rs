@@ -48,7 +48,7 @@ impl Netlink {
     }
 }
 
-fn read_neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
+pub(super) fn read_neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
     let (mut ip, mut mac) = (None, None);
     for attribute in &message.attributes {

@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Debug};
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
 use nix::errno::Errno;
@@ -19,24 +20,27 @@ use super::netns::NetNs;
 /// A netlink socket. It acts on the network namespace it was made in, whatever thread uses it later.
 pub struct Netlink {
     runtime: Runtime,
-    handle: Handle,
+    handle: Mutex<Handle>,
+    /// Where to open another one when this one has failed: what was done has to be taken back.
+    ns: NetNs,
 }
 
 impl Netlink {
     /// A socket in the calling thread's network namespace.
     pub fn here() -> Result<Self> {
-        let runtime = runtime()?;
-        let handle = connect(runtime.handle()).doing(|| "open a netlink socket")?;
-        Ok(Self { runtime, handle })
+        Self::open(NetNs::current()?)
     }
 
     /// A socket in `ns`.
     pub fn inside(ns: &NetNs) -> Result<Self> {
-        let runtime = runtime()?;
-        let handle = ns
-            .run(|| connect(runtime.handle()))?
-            .doing(|| format!("open a netlink socket in network namespace {ns}"))?;
-        Ok(Self { runtime, handle })
+        Self::open(ns.try_clone()?)
+    }
+
+    fn open(ns: NetNs) -> Result<Self> {
+        let runtime =
+            runtime::Builder::new_current_thread().enable_io().build().doing(|| "start the netlink runtime")?;
+        let handle = Mutex::new(connect(&runtime, &ns)?);
+        Ok(Self { runtime, handle, ns })
     }
 
     /// Sends a request and waits for the kernel's answer: what it replied, or its errno. `what` is the action, for
@@ -73,7 +77,16 @@ impl Netlink {
         let mut reply = Reply { messages: Vec::new(), torn: false };
         self.runtime.block_on(async {
             let closed = || KernelError::refused(what, "the netlink socket was closed");
-            let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+            let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut answers = match handle.request(request.clone()) {
+                Ok(answers) => answers,
+                // It failed the last time, and nothing has been sent now.
+                Err(_closed) => {
+                    *handle = connect(&self.runtime, &self.ns)?;
+                    handle.request(request).map_err(|_| closed())?
+                }
+            };
+            drop(handle);
             while let Some(answer) = answers.next().await {
                 reply.torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
@@ -106,12 +119,14 @@ struct Reply {
     torn: bool,
 }
 
-fn runtime() -> Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_io().build().doing(|| "start the netlink runtime")
+fn connect(runtime: &Runtime, ns: &NetNs) -> Result<Handle> {
+    let runtime = runtime.handle();
+    let what = || format!("open a netlink socket in network namespace {ns}");
+    if ns.is_here() { connect_here(runtime).doing(what) } else { ns.run(|| connect_here(runtime))?.doing(what) }
 }
 
 /// The connection runs as a task of `runtime` and gets on whenever somebody waits for an answer.
-fn connect(runtime: &runtime::Handle) -> io::Result<Handle> {
+fn connect_here(runtime: &runtime::Handle) -> io::Result<Handle> {
     let _entered = runtime.enter();
     // Strict: the kernel filters dumps for us and refuses what it does not understand (Linux 4.20).
     let (mut connection, handle, _unsolicited) = rtnetlink::new_connection_with_strict_check()?;

@@ -62,6 +62,16 @@ impl NetNs {
         Self::check(name.to_owned(), &path_of(name)?, libc::O_NOFOLLOW)
     }
 
+    /// The same, `None` when nothing of this name is a namespace: it was never made, or deleted, or a file is left of it.
+    /// Everything else that stands in the way is an error, and no reason to take it for gone.
+    pub fn find(name: &str) -> Result<Option<Self>> {
+        match Self::named(name) {
+            Ok(ns) => Ok(Some(ns)),
+            Err(error) if matches!(error.errno(), None | Some(Errno::ENOENT | Errno::ELOOP)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A namespace by any path, such as `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> Result<Self> {
         Self::check(path.display().to_string(), path, 0)
@@ -77,6 +87,17 @@ impl NetNs {
                 .with_remedy("if it is the leftover of one, delete it by its name"));
         }
         Ok(Self { fd: file.into(), name, id })
+    }
+
+    /// Another handle of it.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().doing(|| format!("keep network namespace {} open", self.name))?;
+        Ok(Self { fd, name: self.name.clone(), id: self.id })
+    }
+
+    /// Whether the calling thread is in it.
+    pub(crate) fn is_here(&self) -> bool {
+        NetNsId::of_this_thread().is_ok_and(|id| id == self.id)
     }
 
     /// The name it was opened by, for messages.
@@ -115,7 +136,7 @@ impl NetNs {
     /// Moves the calling thread into the namespace, for good. Threads started afterwards begin there too, so a
     /// program that calls it first in `main` is in the namespace as a whole.
     pub fn enter(&self) -> Result<()> {
-        if NetNsId::of_this_thread().is_ok_and(|id| id == self.id) {
+        if self.is_here() {
             return Ok(());
         }
         setns(&self.fd, CloneFlags::CLONE_NEWNET).doing(|| format!("enter network namespace {}", self.name))

@@ -7,13 +7,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapInfo, MapType, ProgramArray};
-use aya::programs::{Program, ProgramFd, SchedClassifier};
+use aya::maps::{MapData, MapInfo, MapType, ProgramArray};
+use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_map_type;
+use nix::errno::Errno;
 use nsnet_common::layout::names;
 
-use super::dataplane::refused;
+use super::bpf::RawMap;
+use super::dataplane::{io_errno, refused};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netns::NetNs;
@@ -77,30 +79,105 @@ impl Object {
     }
 
     /// Makes the maps, but for `reused` ones, whose pins are given and must be what the object defines; sets the
-    /// globals, and has the verifier accept the programs at TC hooks. `secret` is the key of the hash by which NAT
+    /// globals, and has the verifier accept the programs for frames. `secret` is the key of the hash by which NAT
     /// chooses ports.
     pub fn load(&self, features: Features, secret: u64, reused: &[(&'static str, PathBuf)]) -> Result<Ebpf> {
+        self.open(features, secret, Purpose::Real(reused))
+    }
+
+    fn open(&self, features: Features, secret: u64, purpose: Purpose<'_>) -> Result<Ebpf> {
         let cookie = NetNs::current()?.cookie()?;
         let switches = switches(features);
+        let sends_copies = u8::from(matches!(purpose, Purpose::Real(_)));
+        let mut kept = Vec::new();
         let mut loader = EbpfLoader::new();
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
         loader.btf(None);
         for (name, on) in &switches {
             loader.override_global(name, on, true);
         }
-        loader.override_global(names::SECRET, &secret, true).override_global(names::HOST_COOKIE, &cookie, true);
-        for (name, pin) in reused {
-            loader.map_pin_path(name, pin.as_path());
+        loader
+            .override_global(names::SECRET, &secret, true)
+            .override_global(names::HOST_COOKIE, &cookie, true)
+            .override_global(names::SENDS_COPIES, &sends_copies, true);
+        match purpose {
+            Purpose::Real(reused) => {
+                for (name, pin) in reused {
+                    loader.map_pin_path(name, pin.as_path());
+                    kept.extend(Section::read(name, pin)?);
+                }
+            }
+            Purpose::Copy => {
+                // A hash takes memory for its limit when it is made.
+                const FEW: u32 = 1 << 12;
+                for name in
+                    [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS]
+                {
+                    loader.map_max_entries(name, FEW);
+                }
+            }
         }
         let mut ebpf = loader.load(&self.bytes).map_err(|error| {
             refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing")
         })?;
+        kept.iter().try_for_each(Section::restore)?;
         for name in names::PROGRAMS {
-            program_in(&mut ebpf, name)?.load().map_err(|error| refused(format!("load program {name}"), error))?;
+            load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
         }
         connect_stages(&mut ebpf)?;
         Ok(ebpf)
     }
+}
+
+/// What an object is loaded for.
+enum Purpose<'a> {
+    /// To carry packets, with these maps that are there already.
+    Real(&'a [(&'static str, PathBuf)]),
+    /// To try frames: it sends no copies of them, and has room for what one frame needs.
+    Copy,
+}
+
+/// A map that is a section of the object, with what is in it: aya sets it to what the object has there, also when it is
+/// reused.
+struct Section<'a> {
+    pin: &'a Path,
+    value: Vec<u8>,
+}
+
+impl<'a> Section<'a> {
+    /// `None` for other maps.
+    fn read(name: &str, pin: &'a Path) -> Result<Option<Self>> {
+        if !name.starts_with('.') {
+            return Ok(None);
+        }
+        let map = open_raw(pin)?;
+        let value = map.get(&0u32.to_ne_bytes()).doing(|| format!("read {}", pin.display()))?.unwrap_or_default();
+        Ok(Some(Self { pin, value }))
+    }
+
+    fn restore(&self) -> Result<()> {
+        let set = open_raw(self.pin)?.set(&0u32.to_ne_bytes(), &self.value, false);
+        set.map(|_set| ()).doing(|| format!("write {}", self.pin.display()))
+    }
+}
+
+/// A pinned map, as bytes.
+pub(super) fn open_raw(pin: &Path) -> Result<RawMap> {
+    let what = || format!("open the pin {}", pin.display());
+    RawMap::new(MapData::from_pin(pin).map_err(|error| refused(what(), error))?)
+}
+
+/// Has the verifier look at a program; again when a signal has interrupted it (EAGAIN, `do_check()` in
+/// kernel/bpf/verifier.c).
+fn load(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(error) if io_errno(&error) == Some(Errno::EAGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    program.load()
 }
 
 /// The globals that tell the programs what the kernel can do.
@@ -121,6 +198,11 @@ pub fn open_object(features: Features) -> Result<Ebpf> {
 /// The same, with the key of the hash that NAT chooses ports by.
 pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
     Object::own()?.load(features, secret, &[])
+}
+
+/// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
+pub(super) fn open_copy(features: Features, secret: u64) -> Result<Ebpf> {
+    Object::own()?.open(features, secret, Purpose::Copy)
 }
 
 /// Enters the programs that others call where those look for them.
@@ -196,6 +278,16 @@ impl Definition {
             max_entries: info.max_entries(),
             flags: info.map_flags(),
         })
+    }
+
+    /// Bytes of a value as the kernel hands it over: where each CPU has its own, of all of them, each rounded up to 8.
+    pub(super) fn whole_value_size(&self) -> Result<usize> {
+        let one = self.value_size as usize;
+        if !matches!(self.kind, MapType::PerCpuHash | MapType::LruPerCpuHash | MapType::PerCpuArray) {
+            return Ok(one);
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
+        Ok(one.next_multiple_of(8) * cpus)
     }
 
     /// Whether the entries of the two are the same, though one may hold more of them, or forget the oldest.

@@ -21,12 +21,12 @@ use aya::programs::ProgramInfo;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya_obj::generated::bpf_prog_type::{BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_PROG_TYPE_SCHED_CLS};
 use nix::errno::Errno;
-use nix::unistd::geteuid;
 use nsnet_common::layout::{PortId, names, version_of};
 
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::object::{BuildId, Definition, Object};
+use super::store::check_private;
 
 /// What to do when the programs are another nsnet's.
 pub(super) const UPGRADE: &str = "run `nsnet upgrade`";
@@ -59,7 +59,7 @@ impl Pins {
 
     /// A map of the layout that this nsnet knows.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(map_pin(name, version_of(name)))
+        self.maps().join(map_pin(names::pin(name), version_of(name)))
     }
 
     pub(super) fn link(&self, port: PortId) -> PathBuf {
@@ -68,6 +68,12 @@ impl Pins {
 
     pub(super) fn closed_link(&self, port: PortId) -> PathBuf {
         self.links().join(format!("{}_{}", port.0, names::CLOSED))
+    }
+
+    /// The port whose link, or that of what stands behind its program, has this name.
+    pub(super) fn port_of_link(name: &str) -> Option<PortId> {
+        let number = name.strip_suffix(names::CLOSED).and_then(|rest| rest.strip_suffix('_')).unwrap_or(name);
+        number.parse().ok().map(PortId)
     }
 
     /// Makes the folders.
@@ -109,35 +115,39 @@ impl Pins {
         map.pin(self.map(names::BUILD)).map_err(|error| refused(what(), error))
     }
 
-    /// Refuses pins that others could have made or changed, and those that are not what `object` defines.
-    pub(crate) fn check(&self, object: &Object) -> Result<()> {
+    /// Refuses pins that others could have made or changed, and those that are not what `object`, which is `build`, has
+    /// made or would make. What is gone of its own is drift, which a verb may mend.
+    pub(crate) fn check(&self, object: &Object, build: BuildId) -> Result<()> {
         self.check_owner()?;
+        let is_ours = self.build()?.is_some_and(|loaded| loaded.id == build);
         for (name, wanted) in object.definitions()? {
             let path = self.map(name);
-            let found = map_at(&path)?.ok_or_else(|| {
-                wrong(&path, format_args!("there is none: the programs loaded are another nsnet's"))
-                    .with_remedy(UPGRADE)
-            })?;
-            check_map(&path, &found, &wanted)?;
-            if found != wanted {
-                let why = format_args!("it is a {found}, and this nsnet's a {wanted}");
-                return Err(wrong(&path, why).with_remedy(UPGRADE));
+            match map_at(&path)? {
+                None if is_ours && self.version_of(name)?.is_none() => {}
+                None => return Err(others(&path, "there is none")),
+                Some(found) => {
+                    check_map(&path, &found, &wanted)?;
+                    if found != wanted {
+                        return Err(others(&path, format_args!("it is a {found}, and this nsnet's a {wanted}")));
+                    }
+                }
             }
         }
-        self.check_programs(&HOOKS)
+        self.check_programs(if is_ours { &[] } else { &HOOKS })
     }
 
     /// Refuses folders that are not root's alone.
     pub(super) fn check_owner(&self) -> Result<()> {
-        let top = self.root.parent().unwrap_or(&self.root);
-        let folders = [top.to_owned(), self.root.clone(), self.programs(), self.maps(), self.links()];
-        for folder in &folders {
-            let found = fs::symlink_metadata(folder).doing(|| format!("look at {}", folder.display()))?;
-            // Nobody else gets past the top, and nobody else may put something in.
-            let open = found.mode() & if folder == top { 0o077 } else { 0o022 };
-            if found.uid() != geteuid().as_raw() || open != 0 {
+        // Nobody else gets past the top, and nobody else may put something in.
+        check_private(self.root.parent().unwrap_or(&self.root))?;
+        for folder in [self.root.clone(), self.programs(), self.maps(), self.links()] {
+            let found = match fs::symlink_metadata(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found.doing(|| format!("look at {}", folder.display()))?,
+            };
+            if found.uid() != 0 || found.mode() & 0o022 != 0 {
                 let why = format_args!("user {} has it, with mode {:04o}", found.uid(), found.mode() & 0o7777);
-                return Err(wrong(folder, why).with_remedy("it must be root's alone (mode 0700): see who changed it"));
+                return Err(wrong(&folder, why).with_remedy("it must be root's alone (mode 0700): see who changed it"));
             }
         }
         Ok(())
@@ -151,11 +161,7 @@ impl Pins {
                 Ok(info) => info,
                 // Without those at sockets the dataplane works; and an older one may have fewer to go on with.
                 Err(error) if error.errno() == Some(Errno::ENOENT) && !needed.contains(&name) => continue,
-                Err(error) if error.errno() == Some(Errno::ENOENT) => {
-                    return Err(
-                        wrong(&path, "there is none: the programs loaded are another nsnet's").with_remedy(UPGRADE)
-                    );
-                }
+                Err(error) if error.errno() == Some(Errno::ENOENT) => return Err(others(&path, "there is none")),
                 Err(error) => return Err(wrong(&path, error).with_remedy(CLEAR)),
             };
             let is_socket = names::SOCKET_PROGRAMS.contains(&name);
@@ -171,6 +177,7 @@ impl Pins {
 
     /// The version of the layout that the pin of a map has, whichever that is.
     pub(super) fn version_of(&self, name: &str) -> Result<Option<u32>> {
+        let name = names::pin(name);
         let folder = self.maps();
         let entries = fs::read_dir(&folder).doing(|| format!("list {}", folder.display()))?;
         let versions = entries.flatten().filter_map(|entry| {
@@ -212,6 +219,10 @@ pub(super) fn check_link(path: &Path) -> Result<()> {
     let what = |error| wrong(path, format_args!("it is no link ({error})")).with_remedy(CLEAR);
     let link = PinnedLink::from_pin(path).map_err(|error| what(refused("open it", error)))?;
     FdLink::from(link).info().map_err(|error| what(refused("ask the kernel", error))).map(|_info| ())
+}
+
+fn others(path: &Path, why: impl std::fmt::Display) -> KernelError {
+    wrong(path, format_args!("{why}: the programs loaded are another nsnet's")).with_remedy(UPGRADE)
 }
 
 fn wrong(path: &Path, why: impl std::fmt::Display) -> KernelError {
@@ -261,6 +272,15 @@ mod tests {
             let version = version.get(..40).unwrap_or(version).to_owned();
             let build = Build { id: BuildId(7), version, secret: u64::MAX };
             assert_eq!(Build::from_words(build.to_words()), build);
+        }
+    }
+
+    #[test]
+    fn links_of_ports() {
+        assert_eq!(Pins::port_of_link("12"), Some(PortId(12)));
+        assert_eq!(Pins::port_of_link("12_closed"), Some(PortId(12)));
+        for other in ["connect4", "closed", "_closed", "12_", "12closed", "x_closed"] {
+            assert_eq!(Pins::port_of_link(other), None, "{other}");
         }
     }
 

@@ -1,16 +1,18 @@
 //! What the dataplane is told of a network's way out, and the settings of its interface that go with it.
 
+use std::net::IpAddr;
+
 use aya::maps::{Array, Map, MapData};
-use nsnet_common::layout::{NetworkId, Policy, names};
+use nsnet_common::layout::{NetworkId, Policy, names, policy_flags};
+use nsnet_common::wire::IpAddress;
 use zerocopy::FromZeros as _;
 
 use super::error::Result;
 use super::host::Host;
 use super::maps::{Maps, get_slot, set_slot};
-use super::reserved;
 use super::sysctl;
-use crate::model::plan::Step;
-use crate::model::policy::{host_policy, policy};
+use crate::model::drift::Difference;
+use crate::model::policy::{Filtering, host_policy, policy};
 use crate::model::ports::PortSet;
 use crate::model::state::{Network, State};
 
@@ -19,63 +21,81 @@ pub(crate) fn set(host: &Host, network: &Network) -> Result<()> {
     for (key, value) in settings(network) {
         sysctl::write(&key, value)?;
     }
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     host.maps().set_policy(network.id(), &told(host, network)?)
 }
 
-/// What is wrong with it.
-pub(crate) fn faults(host: &Host, network: &Network) -> Result<Vec<String>> {
-    if !host.dataplane.is_loaded() {
-        return Ok(vec!["the dataplane is not loaded".to_owned()]);
-    }
-    let mut faults = Vec::new();
-    if let Some(name) = network.outside.uplink.as_ref().and_then(|choice| choice.name())
-        && host.netlink.link(name)?.is_none()
-    {
-        faults.push(format!("its uplink {name} is gone"));
-    }
-    if host.maps().policy(network.id())? != told(host, network)? {
-        faults.push("what it may do beyond it is another in the dataplane".to_owned());
-    }
-    for (key, value) in settings(network) {
-        if sysctl::read(&key)?.is_some_and(|is| is != value) {
-            faults.push(format!("setting {key} is not {value}"));
+/// Where what the dataplane was told is another.
+pub(crate) fn differences(host: &Host, network: &Network) -> Result<Vec<Difference>> {
+    let (is, should) = (host.maps().policy(network.id())?, told(host, network)?);
+    Ok(policy_differences(&is, &should))
+}
+
+/// Where settings of its interface are others.
+pub(crate) fn setting_differences(network: &Network) -> Result<Vec<Difference>> {
+    let mut found = Vec::new();
+    for (key, should) in settings(network) {
+        if let Some(is) = sysctl::read(&key)? {
+            found.extend(Difference::between(key, &is.as_str(), &should));
         }
     }
-    Ok(faults)
+    Ok(found)
 }
 
 /// Tells the dataplane of the ports that flows are given. (One that is not loaded is a finding of `status`.)
 pub(crate) fn set_pools(host: &Host, pools: &PortSet) -> Result<()> {
-    if host.dataplane.is_loaded() { host.maps().set_policy(NetworkId::OUTSIDE, &host_policy(pools)) } else { Ok(()) }
+    if host.dataplane.loaded()? { host.maps().set_policy(NetworkId::OUTSIDE, &host_policy(pools)) } else { Ok(()) }
 }
 
-/// What is wrong with the pools of all networks, as an object and a fault each.
-pub(crate) fn pool_faults(host: &Host, state: &State) -> Result<Vec<(String, String)>> {
-    let mut faults = Vec::new();
-    let pools = state.pools();
-    let lost = reserved::missing(&pools)?;
-    if !lost.is_empty() {
-        faults.push((format!("ports {lost}"), "they are not in net.ipv4.ip_local_reserved_ports any more".to_owned()));
-    }
-    if host.dataplane.is_loaded() && host.maps().policy(NetworkId::OUTSIDE)? != host_policy(&pools) {
-        let object = if pools.is_empty() { "pools".to_owned() } else { format!("ports {pools}") };
-        faults.push((object, "the dataplane knows other pools".to_owned()));
-    }
-    Ok(faults)
+/// Where the dataplane knows other pools than those of all networks.
+pub(crate) fn pool_differences(host: &Host, state: &State) -> Result<Vec<Difference>> {
+    let (is, should) = (host.maps().policy(NetworkId::OUTSIDE)?, host_policy(&state.pools()));
+    let span = |policy: &Policy| match policy.has(policy_flags::MASQUERADE) {
+        true => format!("{}-{}", policy.first_port, policy.last_port),
+        false => "none".to_owned(),
+    };
+    Ok(Difference::between("span of the pools", &span(&is), &span(&should)).into_iter().collect())
 }
 
-/// What puts back what is broken of the pools, and of the ports reserved. `is_new`: the dataplane is about to be loaded.
-pub(crate) fn mending(host: &Host, state: &State, is_new: bool) -> Result<Vec<Step>> {
-    let mut steps: Vec<Step> = reserved::mending(state)?.map(Step::ReservePorts).into_iter().collect();
-    let pools = state.pools();
-    let is_loaded = host.dataplane.is_loaded();
-    if (is_new && !pools.is_empty()) || (is_loaded && host.maps().policy(NetworkId::OUTSIDE)? != host_policy(&pools)) {
-        steps.push(Step::SetPools(pools.clone(), pools));
-    }
-    Ok(steps)
+/// Where what a network may do is another.
+fn policy_differences(is: &Policy, should: &Policy) -> Vec<Difference> {
+    let filtering = |policy: &Policy| {
+        let flags = policy.flags & (policy_flags::FILTER_BY_ADDRESS | policy_flags::FILTER_NOTHING);
+        match flags {
+            0 => Filtering::Apdf,
+            policy_flags::FILTER_BY_ADDRESS => Filtering::Adf,
+            _ => Filtering::Eif,
+        }
+        .to_string()
+    };
+    let values = |policy: &Policy| {
+        let address =
+            |ip: IpAddress| if ip == IpAddress::UNSPECIFIED { "none".to_owned() } else { IpAddr::from(ip).to_string() };
+        [
+            ("masquerade", policy.has(policy_flags::MASQUERADE).to_string()),
+            ("internal", policy.has(policy_flags::INTERNAL).to_string()),
+            ("isolate", (!policy.has(policy_flags::OPEN)).to_string()),
+            ("filtering", filtering(policy)),
+            ("index of the uplink", policy.uplink.to_string()),
+            ("IPv4 snat_source", address(policy.source_v4)),
+            ("IPv6 snat_source", address(policy.source_v6)),
+            ("snat_ports", format!("{}-{}", policy.first_port, policy.last_port)),
+            ("port of the gateway", policy.gateway.0.to_string()),
+            ("timeout tcp-established", policy.tcp_established.to_string()),
+            ("timeout tcp-transitory", policy.tcp_transitory.to_string()),
+            ("timeout udp", policy.udp.to_string()),
+            ("timeout dns", policy.dns.to_string()),
+            ("timeout icmp", policy.icmp.to_string()),
+            ("timeout other", policy.other.to_string()),
+            ("flows_per_ns", policy.flows_per_ns.to_string()),
+            ("ports_per_ns", policy.ports_per_ns.to_string()),
+        ]
+    };
+    let pairs = values(is).into_iter().zip(values(should));
+    let in_dataplane = |name| format!("{name} in the dataplane");
+    pairs.filter_map(|((name, is), (_, should))| Difference::between(in_dataplane(name), &is, &should)).collect()
 }
 
 fn told(host: &Host, network: &Network) -> Result<Policy> {
@@ -95,6 +115,8 @@ fn settings(network: &Network) -> Vec<(String, &'static str)> {
     if network.has_ipv6() {
         settings.push((format!("net/ipv6/conf/{name}/forwarding"), "1"));
     }
+    // The host is the router here: it takes no advice from namespaces (CVE-2020-13401).
+    settings.push((format!("net/ipv6/conf/{name}/accept_ra"), "0"));
     settings
 }
 

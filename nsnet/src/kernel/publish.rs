@@ -3,18 +3,16 @@
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use nsnet_common::layout::{self, PortId, PublishedKey, names, port_prefixes};
-use nsnet_common::wire::IpAddress;
+use nsnet_common::wire::{IpAddress, IpProtocol};
 
+use super::batch;
 use super::dataplane::refused;
 use super::error::{KernelError, Result};
 use super::host::Host;
-use super::maps::{Maps, found, get_slot, gone, set_slot};
-use super::observe::Drift;
-use super::policy;
-use super::reserved;
-use crate::model::plan::Step;
+use super::maps::{Maps, all, found, get_slot, gone, set_slot};
+use crate::model::drift::Difference;
 use crate::model::publish::{Entry, Publish};
-use crate::model::state::State;
+use crate::model::spec::endpoint;
 
 /// The maps of published ports, open.
 pub struct PublishMaps {
@@ -36,10 +34,13 @@ impl PublishMaps {
     /// Enters what is published: what a packet finds last is there first.
     pub(crate) fn insert(&mut self, publish: &Publish) -> Result<()> {
         for entry in &publish.entries {
-            self.reset_hits(entry)?;
-            set_slot(&mut self.publishes, names::PUBLISHES, u32::from(entry.place), slot(publish, entry))?;
-            for key in keys(publish, entry) {
-                let inserted = self.published.insert(&key, u32::from(entry.place), 0);
+            let (place, slot) = (u32::from(entry.place), slot(publish, entry));
+            if get_slot(&self.publishes, names::PUBLISHES, place)? != slot {
+                self.reset_hits(entry)?;
+                set_slot(&mut self.publishes, names::PUBLISHES, place, slot)?;
+            }
+            for (key, bits) in prefixes(publish, entry) {
+                let inserted = self.published.insert(&Key::new(bits, key), u32::from(entry.place), 0);
                 inserted.map_err(|error| refused(format!("publish {}", publish.spec), error))?;
             }
         }
@@ -49,8 +50,8 @@ impl PublishMaps {
     /// Removes it. The place keeps the epoch, which is that of flows that are still there.
     pub(crate) fn remove(&mut self, publish: &Publish) -> Result<()> {
         for entry in &publish.entries {
-            for key in keys(publish, entry) {
-                gone(self.published.remove(&key), names::PUBLISHED)?;
+            for (key, bits) in prefixes(publish, entry) {
+                self.remove_prefix(key, bits)?;
             }
             let left = layout::Publish { epoch: entry.epoch, ..layout::Publish::default() };
             set_slot(&mut self.publishes, names::PUBLISHES, u32::from(entry.place), left)?;
@@ -59,24 +60,61 @@ impl PublishMaps {
     }
 
     /// What is wrong with it.
-    pub fn faults(&self, publish: &Publish) -> Result<Vec<String>> {
-        let mut faults = Vec::new();
+    pub(crate) fn differences(&self, publish: &Publish) -> Result<Vec<Difference>> {
+        let mut found_differences = Vec::new();
         for entry in &publish.entries {
             let ip = publish.host_ip(entry);
-            let found_slot = get_slot(&self.publishes, names::PUBLISHES, u32::from(entry.place))?;
-            if found_slot.owner == PortId::NONE {
-                faults.push(format!("its entry for {ip} is not in the dataplane"));
-            } else if found_slot != slot(publish, entry) {
-                faults.push(format!("its entry for {ip} in the dataplane is another"));
+            let (is, should) =
+                (get_slot(&self.publishes, names::PUBLISHES, u32::from(entry.place))?, slot(publish, entry));
+            if is.owner == PortId::NONE {
+                found_differences.push(Difference::missing(format_args!("entry for {ip}")));
+            } else if is != should {
+                found_differences.push(Difference::other(format_args!("entry for {ip}"), words(&is), words(&should)));
             }
-            for key in keys(publish, entry) {
-                if found(self.published.get(&key, 0), names::PUBLISHED)? != Some(u32::from(entry.place)) {
-                    faults.push(format!("ports of {ip} do not lead to it"));
+            for (key, bits) in prefixes(publish, entry) {
+                let leads_to = found(self.published.get(&Key::new(bits, key), 0), names::PUBLISHED)?;
+                if leads_to != Some(u32::from(entry.place)) {
+                    found_differences.push(Difference::missing(format_args!("way from ports of {ip} to its entry")));
                     break;
                 }
             }
         }
-        Ok(faults)
+        Ok(found_differences)
+    }
+
+    /// Every place that something is in.
+    pub(super) fn used_places(&self, maps: &Maps) -> Result<Vec<u16>> {
+        let mut places = Vec::new();
+        let data = maps.data(names::PUBLISHES)?;
+        batch::for_each(&data, names::PUBLISHES, |place: u32, publish: layout::Publish| {
+            if publish.owner != PortId::NONE {
+                places.push(place as u16);
+            }
+            Ok::<_, KernelError>(())
+        })?;
+        Ok(places)
+    }
+
+    /// Every prefix of ports that leads to a place, with its length in bits.
+    pub(super) fn prefixes(&self) -> Result<Vec<(PublishedKey, u32)>> {
+        let keys = all(self.published.keys(), names::PUBLISHED)?;
+        Ok(keys.into_iter().map(|key| (key.data(), key.prefix_len())).collect())
+    }
+
+    /// Empties a place.
+    pub(super) fn clear(&mut self, place: u16) -> Result<()> {
+        set_slot(&mut self.publishes, names::PUBLISHES, u32::from(place), layout::Publish::default())
+    }
+
+    /// Removes a prefix of ports.
+    pub(super) fn remove_prefix(&mut self, key: PublishedKey, bits: u32) -> Result<()> {
+        gone(self.published.remove(&Key::new(bits, key)), names::PUBLISHED)
+    }
+
+    /// The host's ports that lead to a namespace, with its network.
+    pub(super) fn in_use(&self, maps: &Maps) -> Result<Vec<layout::Publish>> {
+        let places = self.used_places(maps)?.into_iter();
+        places.map(|place| get_slot(&self.publishes, names::PUBLISHES, u32::from(place))).collect()
     }
 
     /// How many flows were made for it, over all CPUs.
@@ -110,11 +148,18 @@ fn slot(publish: &Publish, entry: &Entry) -> layout::Publish {
     }
 }
 
-/// The prefixes that lead to it.
-fn keys(publish: &Publish, entry: &Entry) -> impl Iterator<Item = Key<PublishedKey>> {
+/// An entry in words.
+fn words(slot: &layout::Publish) -> String {
+    let (first, last, target) = (slot.first, slot.last, endpoint(slot.target.into(), slot.target_first));
+    let protocol = IpProtocol(slot.protocol);
+    format!("{first}-{last} to {target} of port {} ({protocol:?}, epoch {})", slot.owner.0, slot.epoch)
+}
+
+/// The prefixes of ports that lead to it, with their lengths in bits.
+pub(super) fn prefixes(publish: &Publish, entry: &Entry) -> impl Iterator<Item = (PublishedKey, u32)> {
     let (protocol, ip) = (publish.spec.protocol().number(), IpAddress::from(publish.host_ip(entry)));
     port_prefixes(publish.host().first(), publish.host().last())
-        .map(move |(start, bits)| Key::new(bits, PublishedKey::new(protocol, ip, start)))
+        .map(move |(start, bits)| (PublishedKey::new(protocol, ip, start), bits))
 }
 
 pub(crate) fn add(host: &Host, publish: &Publish) -> Result<()> {
@@ -122,46 +167,5 @@ pub(crate) fn add(host: &Host, publish: &Publish) -> Result<()> {
 }
 
 pub(crate) fn delete(host: &Host, publish: &Publish) -> Result<()> {
-    if host.dataplane.is_loaded() { PublishMaps::of(&host.maps())?.remove(publish) } else { Ok(()) }
-}
-
-/// What puts back what is broken of these published ports, and of the ports reserved for any.
-pub fn mending<'a>(host: &Host, state: &State, publishes: impl IntoIterator<Item = &'a Publish>) -> Result<Vec<Step>> {
-    let mut steps = policy::mending(host, state, false)?;
-    if host.dataplane.is_loaded() {
-        let maps = PublishMaps::of(&host.maps())?;
-        for publish in publishes {
-            if !maps.faults(publish)?.is_empty() {
-                steps.push(Step::AddPublish(publish.clone()));
-            }
-        }
-    }
-    Ok(steps)
-}
-
-/// Every difference between what is to be published and the kernel.
-pub fn drift(host: &Host, state: &State) -> Result<Vec<Drift>> {
-    let mut found = Vec::new();
-    if state.publishes.is_empty() {
-        return Ok(found);
-    }
-    let maps = if host.dataplane.is_loaded() { Some(PublishMaps::of(&host.maps())?) } else { None };
-    let addresses = host.netlink.all_addresses()?;
-    let reserved = reserved::current()?;
-    for publish in &state.publishes {
-        let mut faults = match &maps {
-            Some(maps) => maps.faults(publish)?,
-            None => vec!["the dataplane is not loaded".to_owned()],
-        };
-        let ip = publish.spec.host_ip().filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
-        if let Some(ip) = ip.filter(|ip| addresses.iter().all(|(_, address)| address.addr() != *ip)) {
-            faults.push(format!("the host has lost address {ip}"));
-        }
-        if publish.host().ports().any(|port| !reserved.contains(port)) {
-            faults.push("its ports are not in net.ipv4.ip_local_reserved_ports".to_owned());
-        }
-        let object = format!("publish {} for {}", publish.spec, publish.ns);
-        found.extend(faults.into_iter().map(|what| Drift { object: object.clone(), what }));
-    }
-    Ok(found)
+    if host.dataplane.loaded()? { PublishMaps::of(&host.maps())?.remove(publish) } else { Ok(()) }
 }

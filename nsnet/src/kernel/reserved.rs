@@ -72,11 +72,3 @@ pub(crate) fn check(pools: &PortSet) -> Result<()> {
         None => Ok(()),
     }
 }
-
-/// What puts back what of the state's ports is not reserved.
-pub(crate) fn mending(state: &State) -> Result<Option<Reservation>> {
-    let wanted = state.reserved_ports();
-    let is_there = missing(&wanted)?.is_empty();
-    let before = state.reserved_before.clone().unwrap_or_default();
-    Ok((!is_there).then(|| Reservation { before, from: wanted.clone(), to: wanted }))
-}

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope,
     RouteType, RouteVia,
@@ -27,10 +27,61 @@ pub struct Route {
     pub index: Option<u32>,
 }
 
+/// Where the kernel would send a packet, as `ip route get` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The interface's index.
+    pub index: u32,
+    /// The gateway; `None` when the destination is on the link.
+    pub via: Option<IpAddr>,
+    /// The address that it would send from, when it has one.
+    pub source: Option<IpAddr>,
+    /// Whether the destination is an address of its own.
+    pub is_local: bool,
+    /// Whether it is a broadcast address of the link (IPv4).
+    pub is_broadcast: bool,
+}
+
 impl Netlink {
+    /// Where a packet to `dest` would go. `source` is the address it is sent from, `out` the interface, where those are
+    /// settled. `None` when there is no route, or one that forbids it.
+    pub fn way_to(&self, dest: IpAddr, source: Option<IpAddr>, out: Option<u32>) -> Result<Option<Way>> {
+        let mut request = RouteMessage::default();
+        let (family, bits) = match dest {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        (request.header.address_family, request.header.destination_prefix_length) = (family, bits);
+        request.attributes.push(RouteAttribute::Destination(address(dest)));
+        if let Some(source) = source {
+            request.header.source_prefix_length = bits;
+            request.attributes.push(RouteAttribute::Source(address(source)));
+        }
+        request.attributes.extend(out.map(RouteAttribute::Oif));
+        let answer = self.ask(RouteNetlinkMessage::GetRoute(request), 0, format_args!("look up the route to {dest}"));
+        match answer {
+            Ok(messages) => Ok(messages.iter().find_map(read_way)),
+            // EINVAL: a blackhole; or an address to send from that is not the namespace's.
+            Err(error) if error.errno() == Some(Errno::EINVAL) && source.is_some() => self.way_to(dest, None, out),
+            Err(error) => match error.errno() {
+                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Adds a route. `Ok(false)` when there is a route to `dest` already: the same one *or another one*, which
     /// [`routes`](Self::routes) tells apart.
     pub fn add_route(&self, route: &Route) -> Result<bool> {
+        unless(self.new_route(route, NLM_F_CREATE | NLM_F_EXCL), &[Errno::EEXIST])
+    }
+
+    /// Adds a route in the place of another one to the same destination.
+    pub fn replace_route(&self, route: &Route) -> Result<()> {
+        self.new_route(route, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    fn new_route(&self, route: &Route, flags: u16) -> Result<()> {
         let mut message = describe(route);
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = RouteType::Unicast;
@@ -39,8 +90,7 @@ impl Netlink {
             (Some(_), _) | (None, IpNet::V6(_)) => RouteScope::Universe,
         };
         let what = format_args!("add route to {}", route.dest);
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        unless(self.ask(RouteNetlinkMessage::NewRoute(message), flags, what), &[Errno::EEXIST])
+        self.ask(RouteNetlinkMessage::NewRoute(message), flags, what).map(drop)
     }
 
     /// Removes a route that agrees in all that is given. `Ok(false)` when there is none.
@@ -75,6 +125,29 @@ impl Netlink {
     }
 }
 
+fn address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
+}
+
+fn read_way(message: &RouteNetlinkMessage) -> Option<Way> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let (via, index) = next_hop(&message.attributes);
+    let source = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => ip(address),
+        _ => None,
+    });
+    let kind = message.header.kind;
+    let is_usable = matches!(
+        kind,
+        RouteType::Unicast | RouteType::Local | RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast
+    );
+    let (is_local, is_broadcast) = (kind == RouteType::Local, kind == RouteType::Broadcast);
+    is_usable.then_some(Way { index: index?, via, source, is_local, is_broadcast })
+}
+
 fn describe(route: &Route) -> RouteMessage {
     let dest = route.dest.trunc();
     let mut message = RouteMessage::default();
@@ -86,10 +159,7 @@ fn describe(route: &Route) -> RouteMessage {
     message.header.destination_prefix_length = dest.prefix_len();
     let attributes = &mut message.attributes;
     if dest.prefix_len() > 0 {
-        attributes.push(RouteAttribute::Destination(match dest.addr() {
-            IpAddr::V4(ip) => RouteAddress::Inet(ip),
-            IpAddr::V6(ip) => RouteAddress::Inet6(ip),
-        }));
+        attributes.push(RouteAttribute::Destination(address(dest.addr())));
     }
     attributes.extend(route.via.map(|via| match (via, dest) {
         (IpAddr::V4(ip), _) => RouteAttribute::Gateway(RouteAddress::Inet(ip)),

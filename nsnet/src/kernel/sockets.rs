@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -20,6 +21,8 @@ use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
+use super::maps::{all, gone};
+use crate::model::drift::Difference;
 
 /// Loads the programs, attaches them, and takes them off again: what `nsnet doctor` goes by.
 pub fn try_out(ebpf: &mut Ebpf) -> Result<()> {
@@ -99,21 +102,46 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
     program.try_into().map_err(|_other_type| missing())
 }
 
-/// Tells the programs which addresses the host has now. Only what differs is written.
-pub(crate) fn refresh_locals(host: &Host) -> Result<()> {
-    if !host.dataplane.is_loaded() {
-        return Ok(());
+/// Tells the programs which addresses the host has now. Only what differs is written. Whether anything did.
+///
+/// Needs no lock: whoever has written looks again, so the last to write has written what is.
+pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
+    const TURNS: usize = 10;
+    if !host.dataplane.loaded()? {
+        return Ok(false);
     }
+    let mut locals = locals(host)?;
+    for turn in 0..TURNS {
+        let wanted = addresses(host)?;
+        let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
+        if wanted == known {
+            return Ok(turn > 0);
+        }
+        for ip in wanted.difference(&known) {
+            locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+        }
+        for ip in known.difference(&wanted) {
+            gone(locals.remove(ip), names::LOCALS)?;
+        }
+    }
+    Err(KernelError::refused("enter the addresses of the host", "they change all the time"))
+}
+
+/// Where the programs know other addresses than the host has now.
+pub(crate) fn local_differences(host: &Host) -> Result<Vec<Difference>> {
+    let known: BTreeSet<IpAddress> = all(locals(host)?.keys(), names::LOCALS)?.into_iter().collect();
+    let wanted = addresses(host)?;
+    let lost = wanted.difference(&known).map(|ip| Difference::lacks("entry of address", IpAddr::from(*ip)));
+    let stale = known.difference(&wanted).map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)));
+    Ok(lost.chain(stale).collect())
+}
+
+fn locals(host: &Host) -> Result<HashMap<MapData, IpAddress, u8>> {
+    host.maps().open(names::LOCALS, Map::HashMap)
+}
+
+/// The host's addresses. A link-local one says nothing without its link: a router elsewhere may have the same.
+fn addresses(host: &Host) -> Result<BTreeSet<IpAddress>> {
     let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
-    // A link-local address says nothing without its link: a router elsewhere may have the same.
-    let wanted: BTreeSet<IpAddress> = addresses.filter(|ip| !ip.is_link_local_v6()).collect();
-    let mut locals: HashMap<MapData, IpAddress, u8> = host.maps().open(names::LOCALS, Map::HashMap)?;
-    let known: BTreeSet<IpAddress> = locals.keys().flatten().collect();
-    for ip in wanted.difference(&known) {
-        locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
-    }
-    for ip in known.difference(&wanted) {
-        locals.remove(ip).map_err(|error| refused("forget an address of the host", error))?;
-    }
-    Ok(())
+    Ok(addresses.filter(|ip| !ip.is_link_local_v6()).collect())
 }

@@ -3,13 +3,15 @@
 //! ```text
 //! /run/nsnet/lock            held by a verb from its first look at the state to its last change
 //! /run/nsnet/<host>.json     the state, and the steps of a verb that is under way
+//! /run/nsnet/<host>.draft    the same while it is written; /run/nsnet/<host>.next  the state that these steps lead to
 //! ```
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing as _, KernelError, Result};
@@ -20,6 +22,8 @@ use crate::model::state::State;
 pub const RUN: &str = "/run/nsnet";
 /// Where the pins are.
 pub const BPFFS: &str = "/run/nsnet/bpf";
+/// Held by whoever changes something.
+const LOCK: &str = "/run/nsnet/lock";
 
 /// What the file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,31 +38,53 @@ pub struct Record {
     pub under_way: Vec<Step>,
 }
 
-/// The file of one host, locked.
+/// The files of one host, locked.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<Flock<File>>,
+    _lock: Option<File>,
 }
 
 impl Store {
-    /// The file of `host`, for reading only: readers see the state before or after a verb, never between.
+    /// The files of `host`, for reading only: readers see the state before or after a verb, never between.
     pub fn read_only(host: &str) -> Result<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
         Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), _lock: None })
     }
 
-    /// The file of `host`, held against all other verbs until dropped.
+    /// The files of `host`, held against all other verbs until dropped.
     pub fn locked(host: &str) -> Result<Self> {
-        fs::create_dir_all(RUN).doing(|| format!("create {RUN}"))?;
-        set_private(Path::new(RUN))?;
-        let path = Path::new(RUN).join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.doing(|| format!("open {}", path.display()))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_file, errno)| KernelError::new(format!("lock {}", path.display()), errno))?;
-        Ok(Self { _lock: Some(lock), ..Self::read_only(host)? })
+        Self::held(host, |file| locked(file).map(|()| true))?
+            .ok_or_else(|| KernelError::refused(format!("lock {LOCK}"), "another verb holds it"))
+    }
+
+    /// The same without waiting: `None` when another verb holds it.
+    pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        Self::held(host, |file| match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        })
+    }
+
+    /// The files of `host` once `lock` has the lock; `None` when it does not get it.
+    fn held(host: &str, lock: impl FnOnce(&File) -> io::Result<bool>) -> Result<Option<Self>> {
+        match DirBuilder::new().mode(0o700).create(RUN) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(error).doing(|| format!("create {RUN}"));
+            }
+            _ => check_private(Path::new(RUN))?,
+        }
+        let file = open_lock()?;
+        if !lock(&file).doing(|| format!("lock {LOCK}"))? {
+            return Ok(None);
+        }
+        let store = Self { _lock: Some(file), ..Self::read_only(host)? };
+        // Of a verb that was killed.
+        remove(&store.draft())?;
+        remove(&store.next())?;
+        Ok(Some(store))
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -66,33 +92,77 @@ impl Store {
         let what = || format!("read {}", self.path.display());
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(self.empty()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(self.empty()),
             Err(error) => return Err(error).doing(what),
         };
         let record: Record = serde_json::from_str(&text).map_err(|error| {
-            KernelError::refused(what(), error)
-                .with_remedy("delete the file and what is left of the state, or restore it")
+            KernelError::refused(what(), format!("it is damaged ({error})"))
+                .with_remedy("`nsnet down` removes everything of this host that the kernel shows")
         })?;
         Ok(if record.boot == self.boot { record } else { self.empty() })
     }
 
+    /// Whether there is a file.
+    pub fn exists(&self) -> Result<bool> {
+        self.path.try_exists().doing(|| format!("look for {}", self.path.display()))
+    }
+
     /// Replaces the file; an empty state removes it.
-    pub fn save(&self, state: &State, under_way: &[Step]) -> Result<()> {
-        let what = || format!("write {}", self.path.display());
-        let is_empty = State { generation: 0, publish_epoch: 0, ..state.clone() } == State::default();
-        if is_empty && under_way.is_empty() {
-            return match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing(what),
-                _ => Ok(()),
-            };
+    pub fn save(&self, state: &State) -> Result<()> {
+        if state.is_empty() { remove(&self.path) } else { self.replace(state, &[]) }
+    }
+
+    /// Notes that `steps` lead from `old` to `new`, and makes sure that there is room for what is to be noted at their
+    /// end. Fails before anything is changed.
+    pub fn begin(&self, old: &State, new: &State, steps: &[Step]) -> Result<()> {
+        if !new.is_empty() {
+            self.write(&self.next(), new, &[])?;
         }
+        self.replace(old, steps).inspect_err(|_| drop(remove(&self.next())))
+    }
+
+    /// The steps are done.
+    pub fn commit(&self, new: &State) -> Result<()> {
+        if new.is_empty() {
+            return remove(&self.path);
+        }
+        fs::rename(self.next(), &self.path).doing(|| format!("write {}", self.path.display()))
+    }
+
+    /// The steps are undone.
+    pub fn abandon(&self, old: &State) -> Result<()> {
+        self.save(old)?;
+        remove(&self.next())
+    }
+
+    fn draft(&self) -> PathBuf {
+        self.path.with_extension("draft")
+    }
+
+    fn next(&self) -> PathBuf {
+        self.path.with_extension("next")
+    }
+
+    fn replace(&self, state: &State, under_way: &[Step]) -> Result<()> {
+        let draft = self.draft();
+        self.write(&draft, state, under_way)?;
+        fs::rename(&draft, &self.path).doing(|| format!("write {}", self.path.display())).inspect_err(|_| {
+            // The first error is the one to tell; the next verb removes it.
+            drop(remove(&draft));
+        })
+    }
+
+    fn write(&self, path: &Path, state: &State, under_way: &[Step]) -> Result<()> {
+        let what = || format!("write {}", path.display());
         let record = Record { state: state.clone(), under_way: under_way.to_vec(), ..self.empty() };
-        let mut file = tempfile::NamedTempFile::new_in(RUN).doing(what)?;
         let text = serde_json::to_string(&record).map_err(|error| KernelError::refused(what(), error))?;
-        file.write_all(text.as_bytes()).doing(what)?;
-        // Not synced: /run is memory, and what it describes is gone with the power, too.
-        file.persist(&self.path).map_err(|error| error.error).doing(what)?;
-        Ok(())
+        let mut options = private();
+        let written = options.create_new(true).open(path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            // /run is memory, where this is for nothing. Where it is not, the name must not outrun what it names.
+            file.sync_all()
+        });
+        written.doing(what).inspect_err(|_| drop(remove(path)))
     }
 
     fn empty(&self) -> Record {
@@ -100,9 +170,70 @@ impl Store {
     }
 }
 
-/// Root alone may look in: the pins below are the dataplane.
-fn set_private(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let permissions = fs::Permissions::from_mode(0o700);
-    fs::set_permissions(path, permissions).doing(|| format!("set the mode of {}", path.display()))
+/// Whether a verb is under way now, on any host.
+pub fn is_busy() -> Result<bool> {
+    match open_lock()?.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error).doing(|| format!("lock {LOCK}")),
+    }
+}
+
+fn open_lock() -> Result<File> {
+    private().create(true).open(LOCK).doing(|| format!("open {LOCK}"))
+}
+
+/// Waits for an exclusive lock, which ends when the file is closed.
+pub(crate) fn locked(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// For files that nobody but root reads.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+/// Refuses a directory that others can look or write into: the pins in it are the dataplane.
+pub(crate) fn check_private(path: &Path) -> Result<()> {
+    let what = || format!("use {}", path.display());
+    let found = fs::symlink_metadata(path).doing(what)?;
+    let why = if !found.is_dir() {
+        "it is no directory"
+    } else if found.uid() != 0 {
+        "it is not root's"
+    } else if found.mode() & 0o077 != 0 {
+        "others than root have access to it"
+    } else {
+        return Ok(());
+    };
+    Err(KernelError::refused(what(), why).with_remedy("see who made it and what is in it, then delete it"))
+}
+
+/// Deletes a file; there need not be one.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes every file of the host `host`: of one that is gone.
+pub(crate) fn remove_all(host: &str) -> Result<()> {
+    let what = || format!("list {RUN}");
+    let prefix = format!("{host}.");
+    for entry in fs::read_dir(RUN).doing(what)? {
+        let entry: io::Result<fs::DirEntry> = entry;
+        let entry = entry.doing(what)?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }

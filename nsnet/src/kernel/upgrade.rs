@@ -30,6 +30,7 @@ use super::migrate::{self, CONVERSIONS, Copying, Plan};
 use super::netlink::Netlink;
 use super::object::{BuildId, Object, random};
 use super::pins::{Build, Pins, check_link};
+use super::signals::Uninterrupted;
 use super::sockets;
 use super::store::Store;
 use super::trial::trial;
@@ -71,8 +72,9 @@ pub struct Upgraded {
 /// Replaces the programs of `host` by this nsnet's.
 pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     let store = Store::locked(&host.key)?;
-    let state = host.recover(&store)?;
-    if !host.dataplane.is_loaded() {
+    let _whole = Uninterrupted::begin()?;
+    let state = host.settled(&store)?;
+    if !host.dataplane.loaded()? {
         return Ok(Outcome::NotLoaded);
     }
     let (old, object) = (host.dataplane.pins(), Object::own()?);
@@ -81,7 +83,7 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     // Others than these may be missing: what is there is about to go, but what is to be taken back must be what it seems.
     old.check_programs(&[names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK])?;
     let plan = Plan::new(old, &object.definitions()?, &CONVERSIONS)?;
-    if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(&object).is_ok() {
+    if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(&object, to).is_ok() {
         return Ok(Outcome::Current(to));
     }
     if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
@@ -106,14 +108,21 @@ fn taken_back<T>(error: KernelError, outcome: Result<()>) -> Result<T> {
     }
 }
 
+/// Whether there is something to settle.
+pub(super) fn is_cut_off(host: &Host) -> Result<bool> {
+    let draft = host.dataplane.draft();
+    let root = &draft.pins().root;
+    root.try_exists().doing(|| format!("look for {}", root.display()))
+}
+
 /// Ends an upgrade that was cut off: what the folder of the dataplane has is right.
 pub(super) fn settle(host: &Host, state: &State) -> Result<()> {
     let draft = host.dataplane.draft();
     let (old, new) = (host.dataplane.pins(), draft.pins());
-    if !new.root.exists() {
+    if !is_cut_off(host)? {
         return Ok(());
     }
-    let seats = if host.dataplane.is_loaded() { seats(host, state)? } else { Vec::new() };
+    let seats = if host.dataplane.loaded()? { seats(host, state)? } else { Vec::new() };
     let settled = hand_over(&seats, old, new, old);
     // What goes with the folder may be in use by a frame yet.
     bpf::wait_for_runs();

@@ -1,6 +1,6 @@
 //! Uplinks: interfaces of the host's that our program sits on, and that are otherwise left as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -12,6 +12,8 @@ use super::error::Result;
 use super::host::Host;
 use super::link::Link;
 use super::maps::{Maps, found, gone};
+use super::observe::port_differences;
+use crate::model::drift::Difference;
 use crate::model::name::Name;
 use crate::model::state::{Network, State};
 use crate::model::uplink::{Candidate, Uplink};
@@ -19,11 +21,21 @@ use crate::model::uplink::{Candidate, Uplink};
 /// Brings what `state` holds of the host around it up to date: its uplinks. A network that is not among
 /// `known` is being made: the uplink that it names must be there.
 pub fn look_around(host: &Host, known: &BTreeMap<Name, Network>, state: &mut State) -> anyhow::Result<()> {
+    look_around_keeping(host, known, state, &HashSet::new())
+}
+
+/// The same; uplinks with the indexes `kept` stay, though nothing may lead out by them just now.
+pub(crate) fn look_around_keeping(
+    host: &Host,
+    known: &BTreeMap<Name, Network>,
+    state: &mut State,
+    kept: &HashSet<u32>,
+) -> anyhow::Result<()> {
     let mut with_a_way_out = state.networks.values().filter(|network| !network.outside.internal).peekable();
     if with_a_way_out.peek().is_none() {
         state.uplinks.clear();
     } else {
-        let candidates = candidates(host)?;
+        let candidates = candidates(host, kept)?;
         for network in with_a_way_out.filter(|network| !known.contains_key(&network.name)) {
             if let Some(choice) = &network.outside.uplink {
                 state.check_uplink(choice, &candidates)?;
@@ -35,7 +47,7 @@ pub fn look_around(host: &Host, known: &BTreeMap<Name, Network>, state: &mut Sta
 }
 
 /// Every interface of the host.
-fn candidates(host: &Host) -> Result<Vec<Candidate>> {
+fn candidates(host: &Host, kept: &HashSet<u32>) -> Result<Vec<Candidate>> {
     let (addresses, routes) = (host.netlink.all_addresses()?, host.netlink.routes()?);
     let with_qdisc = if host.features.tcx { Vec::new() } else { host.netlink.interfaces_with_clsact()? };
     let candidate = |link: Link| {
@@ -49,6 +61,7 @@ fn candidates(host: &Host) -> Result<Vec<Candidate>> {
             addresses: addresses.iter().filter(|(at, _)| *at == index).map(|(_, address)| *address).collect(),
             routes: routes.iter().filter(|route| route.index == Some(index)).map(|route| route.dest).collect(),
             has_qdisc: with_qdisc.contains(&index),
+            stays: kept.contains(&index),
         }
     };
     Ok(host.netlink.links()?.into_iter().map(candidate).collect())
@@ -59,7 +72,7 @@ fn candidates(host: &Host) -> Result<Vec<Candidate>> {
 /// One that is gone by now, or a dataplane that is not loaded, is a finding of `status` and no reason to fail.
 pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else { return Ok(()) };
-    if !host.dataplane.is_loaded() {
+    if !host.dataplane.loaded()? {
         return Ok(());
     }
     if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
@@ -72,7 +85,7 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
 
 /// Takes the program off, and removes the entries. Nothing of ours is left on the interface.
 pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
-    if host.dataplane.is_loaded() {
+    if host.dataplane.loaded()? {
         host.maps().remove_uplink(uplink.port(), uplink.ifindex)?;
     }
     take_off(host, uplink)
@@ -80,7 +93,7 @@ pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
 
 fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
     host.dataplane.detach_and_wait(uplink.port())?;
-    let ours = if host.dataplane.is_loaded() { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
+    let ours = if host.dataplane.loaded()? { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
     for filter in host.netlink.bpf_filters(uplink.ifindex)? {
         // The name alone is less certain, but all there is when somebody removed the pins.
         if filter.name == names::FROM_UPLINK && ours.is_none_or(|id| id == filter.program) {
@@ -94,33 +107,29 @@ fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
 }
 
 /// What is wrong with an uplink.
-pub(crate) fn faults(host: &Host, uplink: &Uplink) -> Result<Vec<String>> {
-    if !host.dataplane.is_loaded() {
-        return Ok(vec!["the dataplane is not loaded".to_owned()]);
-    }
+pub(crate) fn differences(host: &Host, uplink: &Uplink) -> Result<Vec<Difference>> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else {
-        return Ok(vec!["the interface is gone".to_owned()]);
+        return Ok(vec![Difference::missing("the interface")]);
     };
-    let mut faults = Vec::new();
+    let mut found = Vec::new();
     if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
-        faults.push(format!("its program is not on {}", link.name));
+        found.push(Difference::missing(format_args!("program on {}", link.name)));
     }
+    let should = entry(host, uplink, &link)?;
     match host.maps().port(uplink.port())? {
-        Some(known) if is_current(host, &known, &entry(host, uplink, &link)?) => {}
-        Some(_) => faults.push("its MAC, MTU or address is another than the dataplane knows".to_owned()),
-        None => faults.push("it is not in the dataplane".to_owned()),
+        Some(is) => found.extend(port_differences(&compared(host, &is), &compared(host, &should))),
+        None => found.push(Difference::missing("entry of the uplink")),
     }
     if host.maps().uplink(uplink.ifindex)? != Some(uplink.port()) {
-        faults.push("its index is not in the dataplane".to_owned());
+        found.push(Difference::lacks("entry of index", uplink.ifindex));
     }
-    Ok(faults)
+    Ok(found)
 }
 
-/// Whether the dataplane knows all that it goes by. Where the FIB tells the source address of what leaves, the
-/// interface's own may have changed since.
-fn is_current(host: &Host, known: &Port, expected: &Port) -> bool {
-    let compared = |port: &Port| if host.features.fib_source { port.with_addresses(None, None) } else { *port };
-    compared(known) == compared(expected)
+/// What the dataplane goes by. Where the FIB tells the source address of what leaves, the interface's own may have
+/// changed since.
+fn compared(host: &Host, port: &Port) -> Port {
+    if host.features.fib_source { port.with_addresses(None, None) } else { *port }
 }
 
 /// The uplink's entry, as its interface is now.
@@ -139,7 +148,7 @@ fn entry(host: &Host, uplink: &Uplink, link: &Link) -> Result<Port> {
 }
 
 impl Maps {
-    fn uplinks(&self) -> Result<HashMap<MapData, u32, PortId>> {
+    pub(super) fn uplinks(&self) -> Result<HashMap<MapData, u32, PortId>> {
         self.open(names::UPLINKS, Map::HashMap)
     }
 

@@ -1,32 +1,43 @@
 //! How fast one path is relative to another, measured so that the answer can be trusted on a small noisy machine.
 //!
-//! Absolute rates of a virtual machine drift by tens of percent within minutes, so they are never compared across time.
+//! Absolute rates of a virtual machine drift by tens of percent within seconds, so they are never compared across time.
 //! Each *block* measures every variant once, in random order, close together; only the ratio of two variants inside a
 //! block counts, and the median over the blocks is reported with its interval ([`Ratio`]). Listing one path twice under
 //! two names gives the noise floor: what [`Ratio::differs`] wants as its measure.
 //!
+//! **Blocks are short and many**, rather than long and few: the closer the variants stand together, the more of what the
+//! machine does meanwhile they share. So that a slot of some 40 ms measures the path and not its setting up, every
+//! path's sockets are open and its two threads waiting the whole time ([`super::lane`]).
+//!
+//! **A sleeping receiver is part of what is measured.** Whoever sends a datagram to a receiver that sleeps pays for
+//! waking it up, by an interrupt to another CPU, which on a virtual machine costs as much as the path itself. How
+//! often the receiver sleeps depends on the rate, so a slower path also wakes up more; and on what else its CPU
+//! does, which is why such figures scatter. So small datagrams are measured twice: to a receiver that waits in
+//! `recv`, as programs do ([`Workload::UdpSmall`]), and to one that polls, where nothing but the path is left
+//! ([`Workload::UdpPolled`]).
+//!
 //! The rest is held equal: every TCP socket asks for cubic, the sender is pinned to the first allowed CPU and the
 //! receiver to the second, a lock file keeps two measurements from overlapping, and a block during which the hypervisor
-//! took more than one percent of a slot's CPU time is measured again.
+//! took more than one percent of the CPU time is measured again.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::lane::{Lane, Sample, two_cpus};
 use super::quiet::{CpuTime, lock};
 use super::random::Random;
 use super::stats::{Ratio, median};
-use super::throughput::{self, Sample};
 
 /// Repeats of one block for stolen time.
 const MAX_REPEATS: u32 = 2;
-/// The share of CPU time that may be stolen during a slot.
+/// The share of CPU time that may be stolen during a block's slots of one workload: shorter times are below the
+/// resolution of what the kernel tells.
 const STEAL_LIMIT: f64 = 0.01;
 /// Runs something in a network namespace and returns when it is done. With a type whose `run` takes any closure:
 /// `&|work| namespace.run(|| work())`, plus whatever turns its result into this one.
-///
-/// Only sockets are opened that way, not traffic sent: a socket stays in its namespace whichever thread uses it.
 pub type Inside<'a> = &'a (dyn Fn(&mut (dyn FnMut() + Send)) -> Result<()> + Sync);
 
 /// One path from a sending to a receiving namespace.
@@ -34,10 +45,8 @@ pub type Inside<'a> = &'a (dyn Fn(&mut (dyn FnMut() + Send)) -> Result<()> + Syn
 pub struct Variant<'a> {
     /// Unique among the variants of a comparison.
     pub name: &'a str,
-    /// Where the sender sends to.
+    /// Where the sender sends to: by the first workload of a plan; each further one has the next port.
     pub to: SocketAddr,
-    /// The port to listen on in the receiver's namespace: that of `to`, unless the path translates it.
-    pub listen: u16,
     /// The sender's namespace.
     pub sender: Inside<'a>,
     /// The receiver's namespace.
@@ -49,10 +58,26 @@ pub struct Variant<'a> {
 pub enum Workload {
     /// One TCP stream as fast as it goes; in bytes per second.
     TcpStream,
-    /// UDP datagrams with 64 bytes of payload, one system call each; in datagrams *received* per second.
+    /// UDP datagrams with 64 bytes of payload, one system call each, to a receiver that waits in `recv`; in datagrams
+    /// *received* per second.
     UdpSmall,
+    /// The same to a receiver that never sleeps, which leaves out what waking it up costs the sender.
+    UdpPolled,
     /// Short TCP connections: connect, one byte each way, close, the server first; in connections per second.
     Connections,
+}
+
+/// What is measured of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// What arrives per second.
+    Rate,
+    /// The share that does not arrive.
+    Loss,
+    /// The sender's CPU time for each unit, in seconds.
+    Cpu,
+    /// The sender's instructions for each unit.
+    Instructions,
 }
 
 /// How to measure.
@@ -71,13 +96,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A TCP stream and small datagrams, with a warm-up of 0.2 s.
+    /// A TCP stream and small datagrams, with a warm-up of 10 ms: more than the ports' caches and TCP's queues need.
     pub fn new(blocks: usize, slot: Duration) -> Plan {
         Plan {
-            workloads: vec![Workload::TcpStream, Workload::UdpSmall],
+            workloads: vec![Workload::TcpStream, Workload::UdpSmall, Workload::UdpPolled],
             blocks,
             slot,
-            warm_up: Duration::from_millis(200),
+            warm_up: Duration::from_millis(10),
             seed: 1,
         }
     }
@@ -106,9 +131,12 @@ pub struct Series {
     pub variant: String,
     /// The rate in each block, in the workload's unit.
     pub rates: Vec<f64>,
-    /// The share of what was sent that did not arrive, in each block; zero for a TCP
-    /// stream. With connections it is up to a batch of them more or less, which were under way.
+    /// The share of what was sent that did not arrive, in each block.
     pub losses: Vec<f64>,
+    /// Seconds of the sender's CPU time for each unit that arrived, in each block.
+    pub cpu: Vec<f64>,
+    /// The sender's instructions for each unit that arrived, in each block; empty where the machine does not count them.
+    pub instructions: Vec<f64>,
 }
 
 /// Measures every variant under every workload of the plan. `progress` is told after each slot how many are done and
@@ -124,44 +152,56 @@ pub fn compare(
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Comparison> {
     check(variants, plan)?;
-    let per_block = variants.len() * plan.workloads.len();
-    let (mut done, mut total) = (0, per_block * plan.blocks);
+    let (mut done, mut total) = (0, variants.len() * plan.workloads.len() * plan.blocks);
     let _lock = lock(|| progress(done, total))?;
-    let cpus = throughput::two_cpus();
+    let cpus = two_cpus();
     let mut random = Random::new(plan.seed);
     let mut comparison = Comparison::empty(variants, plan, cpus.is_some());
-    for _ in 0..plan.blocks {
-        for attempt in 0..=MAX_REPEATS {
+    thread::scope(|scope| {
+        let open = |workload: Workload, variant| {
+            Lane::open(scope, variant, workload, plan, cpus)
+                .with_context(|| format!("cannot measure {workload:?} over {}", variant.name))
+        };
+        let all = |workload| variants.iter().map(move |variant| open(workload, variant)).collect::<Result<Vec<_>>>();
+        let lanes = plan.workloads.iter().map(|workload| all(*workload)).collect::<Result<Vec<_>>>()?;
+        for _ in 0..plan.blocks {
             // What is compared is measured close together: all variants under one workload, then the next.
-            let order = (0..plan.workloads.len()).flat_map(|workload| {
-                let mut variants: Vec<usize> = (0..variants.len()).collect();
-                random.shuffle(&mut variants);
-                variants.into_iter().map(move |variant| (workload, variant))
-            });
-            let mut samples = vec![Sample::default(); per_block];
-            let mut disturbed = false;
-            for (w, v) in order {
-                let before = CpuTime::read()?;
-                samples[w * variants.len() + v] = throughput::measure(&variants[v], plan.workloads[w], plan, cpus)
-                    .with_context(|| format!("cannot measure {:?} over {}", plan.workloads[w], variants[v].name))?;
-                disturbed |= CpuTime::read()?.stolen_since(before) > STEAL_LIMIT;
-                done += 1;
-                progress(done, total)?;
+            for (workload, lanes) in lanes.iter().enumerate() {
+                for attempt in 0..=MAX_REPEATS {
+                    let (samples, is_disturbed) = measure_once(lanes, &mut random, || {
+                        done += 1;
+                        progress(done, total)
+                    })?;
+                    if is_disturbed && attempt < MAX_REPEATS {
+                        comparison.repeated += 1;
+                        total += lanes.len();
+                        continue;
+                    }
+                    comparison.disturbed += u32::from(is_disturbed);
+                    comparison.add(workload * lanes.len(), samples);
+                    break;
+                }
             }
-            if disturbed && attempt < MAX_REPEATS {
-                comparison.repeated += 1;
-                total += per_block;
-                continue;
-            }
-            comparison.disturbed += u32::from(disturbed);
-            for (series, sample) in comparison.series.iter_mut().zip(samples) {
-                series.rates.push(sample.rate);
-                series.losses.push(sample.loss);
-            }
-            break;
         }
+        Ok(comparison)
+    })
+}
+
+/// One sample of each lane, taken in random order, and whether the hypervisor disturbed them.
+fn measure_once(
+    lanes: &[Lane],
+    random: &mut Random,
+    mut progress: impl FnMut() -> Result<()>,
+) -> Result<(Vec<Sample>, bool)> {
+    let mut order: Vec<usize> = (0..lanes.len()).collect();
+    random.shuffle(&mut order);
+    let before = CpuTime::read()?;
+    let mut samples = vec![Sample::default(); lanes.len()];
+    for lane in order {
+        samples[lane] = lanes[lane].measure()?;
+        progress()?;
     }
-    Ok(comparison)
+    Ok((samples, CpuTime::read()?.stolen_since(before) > STEAL_LIMIT))
 }
 
 impl Comparison {
@@ -170,22 +210,30 @@ impl Comparison {
         self.series.iter().find(|series| series.workload == workload && series.variant == variant)
     }
 
-    /// The middle rate of a variant.
-    pub fn median(&self, workload: Workload, variant: &str) -> Option<f64> {
-        median(&self.series(workload, variant)?.rates)
+    /// The middle of a variant's measurements; `None` when there are none.
+    pub fn median(&self, workload: Workload, variant: &str, measure: Measure) -> Option<f64> {
+        median(self.series(workload, variant)?.of(measure))
     }
 
     /// `variant` relative to `baseline`, block by block.
     ///
     /// # Errors
-    /// When one of them was not measured, or the baseline carried nothing in some block.
-    pub fn ratio(&self, workload: Workload, variant: &str, baseline: &str) -> Result<Ratio> {
+    /// When one of them was not measured.
+    pub fn ratio(&self, workload: Workload, variant: &str, baseline: &str, measure: Measure) -> Result<Ratio> {
         let find =
             |name| self.series(workload, name).with_context(|| format!("{workload:?} over {name} was not measured"));
-        let (above, below) = (&find(variant)?.rates, &find(baseline)?.rates);
-        ensure!(below.iter().all(|rate| *rate > 0.0), "{baseline} carried nothing in some block: no baseline");
-        let ratios: Vec<f64> = above.iter().zip(below).map(|(above, below)| above / below).collect();
-        Ratio::of(&ratios, self.seed).context("no block was measured")
+        let (above, below) = (find(variant)?.of(measure), find(baseline)?.of(measure));
+        // A block in which the baseline carried nothing is no measure; one in which the variant did not is a zero.
+        let pairs = above.iter().zip(below).filter(|(_, below)| **below > 0.0);
+        let ratios: Vec<f64> = pairs.map(|(above, below)| above / below).collect();
+        Ratio::of(&ratios, self.seed)
+            .with_context(|| format!("there is no {measure:?} of {workload:?} over {baseline}"))
+    }
+
+    /// One that holds these measurements.
+    #[cfg(test)]
+    pub(crate) fn of(series: Vec<Series>) -> Comparison {
+        Comparison { series, repeated: 0, disturbed: 0, pinned: true, seed: 1 }
     }
 
     fn empty(variants: &[Variant], plan: &Plan, pinned: bool) -> Comparison {
@@ -195,8 +243,32 @@ impl Comparison {
             variant: variant.name.to_owned(),
             rates: Vec::new(),
             losses: Vec::new(),
+            cpu: Vec::new(),
+            instructions: Vec::new(),
         });
         Comparison { series: series.collect(), repeated: 0, disturbed: 0, pinned, seed: plan.seed }
+    }
+
+    /// Enters one sample into each series from `first` on.
+    fn add(&mut self, first: usize, samples: Vec<Sample>) {
+        for (series, sample) in self.series[first..].iter_mut().zip(samples) {
+            series.rates.push(sample.rate);
+            series.losses.push(sample.loss);
+            series.cpu.push(sample.cpu);
+            series.instructions.extend(sample.instructions);
+        }
+    }
+}
+
+impl Series {
+    /// What was measured in each block.
+    pub fn of(&self, measure: Measure) -> &[f64] {
+        match measure {
+            Measure::Rate => &self.rates,
+            Measure::Loss => &self.losses,
+            Measure::Cpu => &self.cpu,
+            Measure::Instructions => &self.instructions,
+        }
     }
 }
 
@@ -205,8 +277,17 @@ impl Workload {
     pub fn show(self, rate: f64) -> String {
         match self {
             Workload::TcpStream => format!("{:.2} Gbit/s", rate * 8.0 / 1e9),
-            Workload::UdpSmall => format!("{:.1} kpps", rate / 1e3),
+            Workload::UdpSmall | Workload::UdpPolled => format!("{:.1} kpps", rate / 1e3),
             Workload::Connections => format!("{:.1} thousand connections/s", rate / 1e3),
+        }
+    }
+
+    /// What its rates count, in words.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Workload::TcpStream => "bytes per second",
+            Workload::UdpSmall | Workload::UdpPolled => "received datagrams per second",
+            Workload::Connections => "connections per second",
         }
     }
 }
@@ -219,7 +300,7 @@ fn check(variants: &[Variant], plan: &Plan) -> Result<()> {
     ensure!(plan.warm_up <= longest, "a warm-up takes at most 60 s, not {:?}", plan.warm_up);
     for (n, variant) in variants.iter().enumerate() {
         ensure!(variants[..n].iter().all(|v| v.name != variant.name), "two variants are called {}", variant.name);
-        ensure!(variant.to.port() != 0 && variant.listen != 0, "{} needs a fixed port", variant.name);
+        ensure!(variant.to.port() != 0, "{} needs a fixed port", variant.name);
     }
     Ok(())
 }
@@ -234,7 +315,7 @@ mod tests {
     }
 
     fn variant(name: &str, port: u16) -> Variant<'_> {
-        Variant { name, to: SocketAddr::from(([127, 0, 0, 1], port)), listen: port, sender: &here, receiver: &here }
+        Variant { name, to: SocketAddr::from(([127, 0, 0, 1], port)), sender: &here, receiver: &here }
     }
 
     #[test]
@@ -254,10 +335,15 @@ mod tests {
         // The machine became ten times slower; the ratio did not change.
         comparison.series[0].rates = vec![100.0, 10.0, 1.0];
         comparison.series[1].rates = vec![200.0, 20.0, 2.0];
-        let ratio = comparison.ratio(Workload::UdpSmall, "b", "a").unwrap();
-        assert_eq!((ratio.median, ratio.low, ratio.high), (2.0, 2.0, 2.0));
-        assert!(comparison.ratio(Workload::TcpStream, "b", "a").is_err());
+        let ratio = |a, b| comparison.ratio(Workload::UdpSmall, a, b, Measure::Rate);
+        let slower = ratio("b", "a").unwrap();
+        assert_eq!((slower.median, slower.low, slower.high), (2.0, 2.0, 2.0));
+        assert!(comparison.ratio(Workload::TcpStream, "b", "a", Measure::Rate).is_err());
+        assert!(comparison.ratio(Workload::UdpSmall, "b", "a", Measure::Instructions).is_err());
+        // A block without a baseline says nothing; one without the variant counts against it.
         comparison.series[0].rates[1] = 0.0;
-        assert!(comparison.ratio(Workload::UdpSmall, "b", "a").is_err());
+        let ratio = |a, b| comparison.ratio(Workload::UdpSmall, a, b, Measure::Rate).unwrap();
+        assert_eq!((ratio("b", "a").median, ratio("b", "a").blocks), (2.0, 2));
+        assert_eq!((ratio("a", "b").low, ratio("a", "b").blocks), (0.0, 3));
     }
 }

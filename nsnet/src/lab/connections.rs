@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::throughput::Counters;
+use super::lane::Ends;
 use super::udp::is_timeout;
 use super::{STOP_INTERVAL, tcp};
 
@@ -18,28 +18,21 @@ pub(super) fn listen(at: SocketAddr) -> Result<TcpListener> {
     Ok(tcp::listen(at)?.into())
 }
 
-/// Opens connections to `to`, in batches, until told to stop: a byte there, a byte back, and the server's end. Those
-/// that come to nothing are only counted, as they belong to what a path is judged by.
-pub(super) fn ask(to: SocketAddr, counters: &Counters) -> Result<()> {
+/// Opens a batch of connections to `to`: a byte there, a byte back, and the server's end. Those that come to nothing
+/// are only counted, as they belong to what a path is judged by.
+pub(super) fn ask(to: SocketAddr, ends: &Ends) -> Result<u64> {
     let mut open = Vec::with_capacity(BATCH);
-    while !counters.stopped() {
-        for _ in 0..BATCH {
-            counters.sent();
-            open.extend(begin(to)?);
-        }
-        for stream in open.drain(..) {
-            if end(&stream) {
-                counters.received();
-            }
-        }
+    for _ in 0..BATCH {
+        open.extend(begin(to)?);
     }
-    Ok(())
+    ends.received(open.into_iter().filter(end).count() as u64);
+    Ok(BATCH as u64)
 }
 
 /// Answers them.
-pub(super) fn answer(listener: &TcpListener, counters: &Counters) -> Result<()> {
+pub(super) fn answer(listener: &TcpListener, ends: &Ends) -> Result<()> {
     let mut byte = [0];
-    while !counters.stopped() {
+    while !ends.stopped() {
         match listener.accept() {
             Ok((mut stream, _)) => {
                 stream.set_read_timeout(Some(STOP_INTERVAL))?;

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
 /// How long to wait for another measurement to end.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The right to measure, for as long as the returned value lives; the kernel takes it back if the process dies.
 /// `waiting` is called now and then while somebody else has it; its error ends the wait.

@@ -1,6 +1,8 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
+pub mod drift;
 pub mod edit;
+pub mod explain;
 pub mod flow;
 pub mod ipam;
 pub mod name;

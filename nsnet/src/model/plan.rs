@@ -1,204 +1,260 @@
 //! From one state to another: the steps, in an order in which each can be done, each with its undo.
 
-use std::collections::HashMap;
-use std::fmt;
+mod step;
 
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+
+use ipnet::IpNet;
 use nsnet_common::layout::Policy;
-use serde::{Deserialize, Serialize};
 
+use super::drift::{Drift, Object};
 use super::name::Name;
 use super::policy::policy;
 use super::ports::PortSet;
-use super::publish::Publish;
 use super::state::{Attachment, Cable, Network, Route, State};
 use super::uplink::Uplink;
+pub use step::{Reservation, Step};
 
-/// One thing to do. Doing it where it is done already, or half done, is harmless.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Step {
-    /// Make a namespace.
-    AddNamespace(Name),
-    /// Delete a namespace that we made.
-    DeleteNamespace(Name),
-    /// Load and pin the programs.
-    LoadDataplane,
-    /// Remove programs, maps and links.
-    UnloadDataplane,
-    /// Put the program on an uplink, and make its entries.
-    AddUplink(Uplink),
-    /// The reverse.
-    DeleteUplink(Uplink),
-    /// Tell the dataplane that flows are given ports of the first set; before, it was the second.
-    SetPools(PortSet, PortSet),
-    /// Make a network's interface in the host, and its entries.
-    AddNetwork(Network),
-    /// The reverse.
-    DeleteNetwork(Network),
-    /// Tell the dataplane what the first may do beyond it; before, it was the second.
-    SetPolicy(Network, Network),
-    /// Make a port: a veth pair, its program, its addresses, its entries.
-    Attach(Attachment, Network),
-    /// The reverse.
-    Detach(Attachment, Network),
-    /// Lay a cable.
-    AddCable(Cable),
-    /// Take it away.
-    DeleteCable(Cable),
-    /// Add a route.
-    AddRoute(Route),
-    /// Remove it.
-    DeleteRoute(Route),
-    /// Keep the kernel from giving ports to sockets unasked.
-    ReservePorts(Reservation),
-    /// Publish ports.
-    AddPublish(Publish),
-    /// Publish them no more.
-    DeletePublish(Publish),
-}
+/// The steps from `old` to `new`: first what goes, then what comes.
+///
+/// The kernel is thought to be in `old`, but for `drift`. What is broken and is in both states, is repaired on the way.
+pub fn plan(old: &State, new: &State, drift: &[Drift]) -> Vec<Step> {
+    let plan = Plan { old, new, broken: drift.iter().map(|drift| &drift.object).collect() };
+    let ports = plan.ports();
+    let cables = Moves::between(&old.cables, &new.cables, |cable| (&cable.a.ns, &cable.b.ns));
+    let routes = plan.routes(&ports, &cables);
+    let publishes = Moves::between(&old.publishes, &new.publishes, |publish| (&publish.ns, &publish.spec));
 
-/// A change of `net.ipv4.ip_local_reserved_ports`, in which others have ports, too.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reservation {
-    /// What it had before we added to it.
-    pub before: PortSet,
-    /// What of it we wanted until now.
-    pub from: PortSet,
-    /// What of it we want.
-    pub to: PortSet,
-}
-
-impl Reservation {
-    /// What the setting, found as `current`, is to be. The same whether the change was made already or not, and what
-    /// others have put in or taken out meanwhile stays as they have it.
-    pub fn applied_to(&self, current: &PortSet) -> PortSet {
-        let ours_alone = self.from.with(&self.to).without(&self.before);
-        current.without(&ours_alone).with(&self.to)
-    }
-}
-
-impl Step {
-    /// What takes the step back.
-    #[must_use]
-    pub fn undo(&self) -> Self {
-        match self.clone() {
-            Self::AddNamespace(name) => Self::DeleteNamespace(name),
-            Self::DeleteNamespace(name) => Self::AddNamespace(name),
-            Self::LoadDataplane => Self::UnloadDataplane,
-            Self::UnloadDataplane => Self::LoadDataplane,
-            Self::AddUplink(uplink) => Self::DeleteUplink(uplink),
-            Self::DeleteUplink(uplink) => Self::AddUplink(uplink),
-            Self::SetPools(to, from) => Self::SetPools(from, to),
-            Self::AddNetwork(network) => Self::DeleteNetwork(network),
-            Self::DeleteNetwork(network) => Self::AddNetwork(network),
-            Self::SetPolicy(to, from) => Self::SetPolicy(from, to),
-            Self::Attach(port, network) => Self::Detach(port, network),
-            Self::Detach(port, network) => Self::Attach(port, network),
-            Self::AddCable(cable) => Self::DeleteCable(cable),
-            Self::DeleteCable(cable) => Self::AddCable(cable),
-            Self::AddRoute(route) => Self::DeleteRoute(route),
-            Self::DeleteRoute(route) => Self::AddRoute(route),
-            Self::ReservePorts(Reservation { before, from, to }) => {
-                Self::ReservePorts(Reservation { before, from: to, to: from })
-            }
-            Self::AddPublish(publish) => Self::DeletePublish(publish),
-            Self::DeletePublish(publish) => Self::AddPublish(publish),
-        }
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AddNamespace(name) => write!(f, "make namespace {name}"),
-            Self::DeleteNamespace(name) => write!(f, "delete namespace {name}"),
-            Self::LoadDataplane => write!(f, "load the dataplane"),
-            Self::UnloadDataplane => write!(f, "unload the dataplane"),
-            Self::AddUplink(uplink) => write!(f, "put the program on uplink {}", uplink.interface),
-            Self::DeleteUplink(uplink) => write!(f, "take the program off uplink {}", uplink.interface),
-            Self::SetPools(ports, _) if ports.is_empty() => write!(f, "give flows no ports any more"),
-            Self::SetPools(ports, _) => write!(f, "give flows ports {ports}"),
-            Self::AddNetwork(network) => write!(f, "make network {}", network.name),
-            Self::DeleteNetwork(network) => write!(f, "delete network {}", network.name),
-            Self::SetPolicy(network, _) => write!(f, "change what {} may do beyond it", network.name),
-            Self::Attach(port, _) => write!(f, "attach {} to {}", port.ns, port.network),
-            Self::Detach(port, _) => write!(f, "detach {} from {}", port.ns, port.network),
-            Self::AddCable(cable) => write!(f, "lay cable {}-{}", cable.a.ns, cable.b.ns),
-            Self::DeleteCable(cable) => write!(f, "take cable {}-{} away", cable.a.ns, cable.b.ns),
-            Self::AddRoute(route) => write!(f, "add route {} via {} in {}", route.dest, route.via, route.ns),
-            Self::DeleteRoute(route) => write!(f, "remove route {} in {}", route.dest, route.ns),
-            Self::ReservePorts(_) => write!(f, "change the reserved ports"),
-            Self::AddPublish(publish) => write!(f, "publish {} for {}", publish.spec, publish.ns),
-            Self::DeletePublish(publish) => write!(f, "publish {} for {} no more", publish.spec, publish.ns),
-        }
-    }
-}
-
-/// The steps from `old`, which the kernel is thought to be in, to `new`: first what goes, then what comes.
-pub fn plan(old: &State, new: &State) -> Vec<Step> {
     let mut steps = Vec::new();
     // What stands on something goes before it, and comes after it.
-    steps.extend(missing_publishes(&old.publishes, &new.publishes).map(Step::DeletePublish));
-    steps.extend(missing(&old.routes, &new.routes).map(Step::DeleteRoute));
-    steps.extend(missing(&old.cables, &new.cables).map(Step::DeleteCable));
-    steps.extend(missing(&old.attachments, &new.attachments).filter_map(|port| with_network(old, port, Step::Detach)));
-    steps
-        .extend(old.networks.values().filter(|network| same(network, new).is_none()).cloned().map(Step::DeleteNetwork));
-    // While they are reserved, and there is a dataplane to tell.
-    let (pools_before, pools) = (old.pools(), new.pools());
-    if pools.is_empty() && !pools_before.is_empty() {
-        steps.push(Step::SetPools(pools.clone(), pools_before.clone()));
-    }
-    steps.extend(missing_uplinks(old, new).map(Step::DeleteUplink));
-    if new.networks.is_empty() && !old.networks.is_empty() {
-        steps.push(Step::UnloadDataplane);
-    }
-    steps.extend(made(old).filter(|name| !new.namespaces.contains_key(name)).map(Step::DeleteNamespace));
+    steps.extend(publishes.gone.into_iter().cloned().map(Step::DeletePublish));
+    steps.extend(routes.gone.into_iter().cloned().map(Step::DeleteRoute));
+    steps.extend(cables.gone.into_iter().cloned().map(Step::DeleteCable));
+    steps.extend(ports.gone.iter().filter_map(|port| with_network(old, port, Step::Detach)));
+    let networks = old.networks.values();
+    steps.extend(networks.filter(|network| same(network, new).is_none()).cloned().map(Step::DeleteNetwork));
+    plan.take_down_dataplane(&mut steps);
+    steps.extend(made(old).filter(|name| !new.namespaces.contains_key(*name)).cloned().map(Step::DeleteNamespace));
 
+    plan.remove_strays(&mut steps);
     // Between what no longer needs a port and what does.
-    let (from, to) = (old.reserved_ports(), new.reserved_ports());
-    if from != to {
-        steps.push(Step::ReservePorts(Reservation { before: reserved_before(old, new), from, to }));
-    }
+    plan.reserve_ports(&mut steps);
 
-    steps.extend(made(new).filter(|name| !old.namespaces.contains_key(name)).map(Step::AddNamespace));
-    if old.networks.is_empty() && !new.networks.is_empty() {
-        steps.push(Step::LoadDataplane);
+    plan.add_namespaces(&mut steps);
+    plan.bring_up_dataplane(&mut steps);
+    plan.bring_up_networks(&mut steps);
+    steps.extend(ports.come.iter().filter_map(|port| with_network(new, port, Step::Attach)));
+    let broken_ports = ports.kept.iter().filter(|port| plan.can_repair(&Object::attachment(port), &[&port.ns]));
+    steps.extend(broken_ports.filter_map(|port| with_network(new, port, Step::Attach)).map(Step::repair));
+    steps.extend(cables.come.into_iter().cloned().map(Step::AddCable));
+    let broken_cables = cables.kept.into_iter().filter(|cable| plan.is_broken_cable(cable));
+    steps.extend(broken_cables.cloned().map(Step::AddCable).map(Step::repair));
+    steps.extend(routes.come.into_iter().cloned().map(Step::AddRoute));
+    steps.extend(routes.lost.into_iter().cloned().map(Step::AddRoute).map(Step::repair));
+    steps.extend(publishes.come.into_iter().cloned().map(Step::AddPublish));
+    let broken_publishes = publishes.kept.into_iter().filter(|publish| plan.is_broken(&Object::publish(publish)));
+    steps.extend(broken_publishes.cloned().map(Step::AddPublish).map(Step::repair));
+    if plan.is_broken(&Object::Locals) {
+        steps.push(Step::TellLocals);
     }
-    steps.extend(missing_uplinks(new, old).map(Step::AddUplink));
-    if !pools.is_empty() && pools != pools_before {
-        steps.push(Step::SetPools(pools, pools_before));
-    }
-    steps.extend(new.networks.values().filter(|network| same(network, old).is_none()).cloned().map(Step::AddNetwork));
-    steps.extend(new.networks.values().filter_map(|network| {
-        let before = same(network, old)?;
-        (told(network, new) != told(before, old)).then(|| Step::SetPolicy(network.clone(), before.clone()))
-    }));
-    steps.extend(missing(&new.attachments, &old.attachments).filter_map(|port| with_network(new, port, Step::Attach)));
-    steps.extend(missing(&new.cables, &old.cables).map(Step::AddCable));
-    steps.extend(missing(&new.routes, &old.routes).map(Step::AddRoute));
-    steps.extend(missing_publishes(&new.publishes, &old.publishes).map(Step::AddPublish));
     steps
 }
 
-/// What the host had reserved before the first port of ours: the new state has forgotten it when it wants none.
-fn reserved_before(old: &State, new: &State) -> PortSet {
-    new.reserved_before.as_ref().or(old.reserved_before.as_ref()).cloned().unwrap_or_default()
+/// Of one kind of object, what goes, comes, and is the same in both states. What is changed goes and comes.
+struct Moves<'a, T> {
+    gone: Vec<&'a T>,
+    come: Vec<&'a T>,
+    kept: Vec<&'a T>,
 }
 
-/// [`missing`] for thousands: what is the same is at the same place of the dataplane.
-fn missing_publishes(here: &[Publish], there: &[Publish]) -> impl Iterator<Item = Publish> {
-    let place = |publish: &Publish| publish.entries.first().map(|entry| entry.place);
-    let there: HashMap<Option<u16>, &Publish> = there.iter().map(|publish| (place(publish), publish)).collect();
-    here.iter().filter(move |publish| there.get(&place(publish)) != Some(publish)).cloned()
+impl<'a, T: PartialEq> Moves<'a, T> {
+    /// `key` is what an object is known by. (There may be thousands.)
+    fn between<K: Eq + Hash>(old: &'a [T], new: &'a [T], key: impl Fn(&'a T) -> K) -> Self {
+        let before: HashMap<K, &T> = old.iter().map(|item| (key(item), item)).collect();
+        let after: HashMap<K, &T> = new.iter().map(|item| (key(item), item)).collect();
+        let (kept, come) = new.iter().partition(|item| before.get(&key(item)) == Some(item));
+        let gone = old.iter().filter(|item| after.get(&key(item)) != Some(item)).collect();
+        Self { gone, come, kept }
+    }
 }
 
-/// What is in `here` and not in `there`.
-fn missing<'a, T: Clone + PartialEq + 'a>(
-    here: impl IntoIterator<Item = &'a T>,
-    there: impl IntoIterator<Item = &'a T>,
-) -> impl Iterator<Item = T> {
-    let there: Vec<&T> = there.into_iter().collect();
-    here.into_iter().filter(move |item| !there.contains(item)).cloned()
+/// Routes as [`Moves`] has them; those that are lost are in both states, and are to be there again.
+struct Routes<'a> {
+    gone: Vec<&'a Route>,
+    come: Vec<&'a Route>,
+    lost: Vec<&'a Route>,
+}
+
+struct Plan<'a> {
+    old: &'a State,
+    new: &'a State,
+    broken: HashSet<&'a Object>,
+}
+
+impl<'a> Plan<'a> {
+    fn is_broken(&self, object: &Object) -> bool {
+        self.broken.contains(object)
+    }
+
+    /// Whether something in these namespaces is broken, and they are there or will be: one that is gone and was not
+    /// made by us is not ours to make.
+    fn can_repair(&self, object: &Object, namespaces: &[&Name]) -> bool {
+        let is_made = |name: &Name| self.new.namespaces.get(name).is_some_and(|ns| ns.made);
+        let mut gone = namespaces.iter().filter(|name| self.is_broken(&Object::Namespace((**name).clone())));
+        self.is_broken(object) && gone.all(|name| is_made(name))
+    }
+
+    fn is_broken_cable(&self, cable: &Cable) -> bool {
+        self.can_repair(&Object::cable(cable), &[&cable.a.ns, &cable.b.ns])
+    }
+
+    /// The attachments. Those of a network that is made anew are made anew.
+    fn ports(&self) -> Moves<'a, Attachment> {
+        let mut ports = Moves::between(&self.old.attachments, &self.new.attachments, |port| (&port.network, &port.ns));
+        let is_same = |port: &&Attachment| {
+            self.old.networks.get(&port.network).is_some_and(|network| same(network, self.new).is_some())
+        };
+        let (kept, anew): (Vec<&Attachment>, Vec<&Attachment>) = ports.kept.into_iter().partition(is_same);
+        ports.gone.extend(&anew);
+        ports.come.extend(anew);
+        ports.kept = kept;
+        ports
+    }
+
+    /// The routes. Those by an interface that is made anew go with it.
+    fn routes(&self, ports: &Moves<'a, Attachment>, cables: &Moves<'a, Cable>) -> Routes<'a> {
+        let mut anew = NextHops::default();
+        ports.gone.iter().for_each(|port| anew.add_port(self.old, port));
+        ports.come.iter().for_each(|port| anew.add_port(self.new, port));
+        cables.gone.iter().chain(&cables.come).for_each(|cable| anew.add_cable(cable));
+        let mut repaired = NextHops::default();
+        let broken = |port: &&&Attachment| self.can_repair(&Object::attachment(port), &[&port.ns]);
+        ports.kept.iter().filter(broken).for_each(|port| repaired.add_port(self.new, port));
+        let broken = |cable: &&&Cable| self.is_broken_cable(cable);
+        cables.kept.iter().filter(broken).for_each(|cable| repaired.add_cable(cable));
+
+        let moves = Moves::between(&self.old.routes, &self.new.routes, |route| (&route.ns, route.dest));
+        let (with_it, kept): (Vec<&Route>, Vec<&Route>) = moves.kept.into_iter().partition(|route| anew.have(route));
+        let is_lost = |route: &&Route| repaired.have(route) || self.can_repair(&Object::route(route), &[&route.ns]);
+        Routes {
+            gone: moves.gone.into_iter().chain(with_it.iter().copied()).collect(),
+            come: moves.come.into_iter().chain(with_it).collect(),
+            lost: kept.into_iter().filter(is_lost).collect(),
+        }
+    }
+
+    fn take_down_dataplane(&self, steps: &mut Vec<Step>) {
+        // While ports are reserved, and there is a dataplane to tell.
+        let (before, pools) = self.pools();
+        if pools.is_empty() && !before.is_empty() {
+            steps.push(Step::SetPools(pools, before));
+        }
+        steps.extend(missing_uplinks(self.old, self.new).map(Step::DeleteUplink));
+        if self.old.networks.is_empty() {
+            // What is there belongs to nothing.
+            steps.extend(self.is_broken(&Object::Dataplane).then(|| Step::UnloadDataplane.repair()));
+        } else if self.new.networks.is_empty() {
+            steps.push(Step::UnloadDataplane);
+        }
+    }
+
+    fn remove_strays(&self, steps: &mut Vec<Step>) {
+        let mut strays: Vec<Step> = Vec::new();
+        for object in &self.broken {
+            if let Object::Stray(stray) = object {
+                strays.push(Step::RemoveStray(stray.clone()));
+            }
+        }
+        // A set has no order, and a plan is to be the same each time.
+        strays.sort_by_key(ToString::to_string);
+        steps.extend(strays);
+    }
+
+    fn reserve_ports(&self, steps: &mut Vec<Step>) {
+        let (from, to) = (self.old.reserved_ports(), self.new.reserved_ports());
+        let is_new = from != to;
+        if is_new || self.is_broken(&Object::ReservedPorts) {
+            // The new state has forgotten it when it wants none.
+            let before = self.new.reserved_before.as_ref().or(self.old.reserved_before.as_ref());
+            let step = Step::ReservePorts(Reservation { before: before.cloned().unwrap_or_default(), from, to });
+            steps.push(if is_new { step } else { step.repair() });
+        }
+    }
+
+    fn add_namespaces(&self, steps: &mut Vec<Step>) {
+        for name in made(self.new) {
+            let step = || Step::AddNamespace(name.clone());
+            // One of somebody else's that is gone is made by us.
+            if self.old.namespaces.get(name).is_none_or(|known| !known.made) {
+                steps.push(step());
+            } else if self.is_broken(&Object::Namespace(name.clone())) {
+                steps.push(step().repair());
+            }
+        }
+    }
+
+    fn bring_up_dataplane(&self, steps: &mut Vec<Step>) {
+        let (old, new) = (self.old, self.new);
+        if old.networks.is_empty() && !new.networks.is_empty() {
+            steps.push(Step::LoadDataplane);
+        } else if !new.networks.is_empty() && self.is_broken(&Object::Dataplane) {
+            steps.push(Step::LoadDataplane.repair());
+        }
+        steps.extend(missing_uplinks(new, old).map(Step::AddUplink));
+        let known = new.uplinks.iter().filter(|uplink| {
+            // By the name that it had.
+            let before = old.uplinks.iter().find(|before| is_same_uplink(before, uplink));
+            before.is_some_and(|before| self.is_broken(&Object::uplink(before)))
+        });
+        steps.extend(known.cloned().map(|uplink| Step::AddUplink(uplink).repair()));
+        let (before, pools) = self.pools();
+        if pools != before {
+            steps.extend((!pools.is_empty()).then(|| Step::SetPools(pools, before)));
+        } else if self.is_broken(&Object::Pools) {
+            steps.push(Step::SetPools(pools, before).repair());
+        }
+    }
+
+    fn bring_up_networks(&self, steps: &mut Vec<Step>) {
+        for network in self.new.networks.values() {
+            let Some(before) = same(network, self.old) else {
+                steps.push(Step::AddNetwork(network.clone()));
+                continue;
+            };
+            if self.is_broken(&Object::network(network)) {
+                steps.push(Step::AddNetwork(network.clone()).repair());
+            }
+            if told(network, self.new) != told(before, self.old) {
+                steps.push(Step::SetPolicy(network.clone(), before.clone()));
+            }
+        }
+    }
+
+    fn pools(&self) -> (PortSet, PortSet) {
+        (self.old.pools(), self.new.pools())
+    }
+}
+
+/// Which next hops are reached by some interfaces of each namespace.
+#[derive(Default)]
+struct NextHops<'a>(HashMap<&'a Name, Vec<IpNet>>);
+
+impl<'a> NextHops<'a> {
+    fn add_port(&mut self, state: &State, port: &'a Attachment) {
+        let subnets = state.networks.get(&port.network).into_iter().flat_map(|network| &network.subnets);
+        self.0.entry(&port.ns).or_default().extend(subnets.map(|subnet| subnet.net));
+    }
+
+    fn add_cable(&mut self, cable: &'a Cable) {
+        for end in [&cable.a, &cable.b] {
+            self.0.entry(&end.ns).or_default().extend(end.address);
+        }
+    }
+
+    fn have(&self, route: &Route) -> bool {
+        self.0.get(&route.ns).is_some_and(|nets| nets.iter().any(|net| net.contains(&route.via)))
+    }
 }
 
 /// The same network in another state, whatever its namespaces may do beyond it there.
@@ -213,16 +269,20 @@ fn told(network: &Network, state: &State) -> Policy {
 }
 
 fn missing_uplinks(here: &State, there: &State) -> impl Iterator<Item = Uplink> {
-    // One that was given another name is the same.
-    let is_there = |uplink: &&Uplink| there.uplink(uplink.port()).is_some_and(|other| other.ifindex == uplink.ifindex);
+    let is_there = |uplink: &&Uplink| there.uplinks.iter().any(|other| is_same_uplink(other, uplink));
     here.uplinks.iter().filter(move |uplink| !is_there(uplink)).cloned()
 }
 
-fn made(state: &State) -> impl Iterator<Item = Name> {
-    state.namespaces.iter().filter(|(_, ns)| ns.made).map(|(name, _)| name.clone())
+/// One that was given another name is the same.
+fn is_same_uplink(one: &Uplink, other: &Uplink) -> bool {
+    (one.port, one.ifindex) == (other.port, other.ifindex)
 }
 
-fn with_network(state: &State, port: Attachment, step: fn(Attachment, Network) -> Step) -> Option<Step> {
+fn made(state: &State) -> impl Iterator<Item = &Name> {
+    state.namespaces.iter().filter(|(_, ns)| ns.made).map(|(name, _)| name)
+}
+
+fn with_network(state: &State, port: &Attachment, step: fn(Attachment, Network) -> Step) -> Option<Step> {
     let network = state.networks.get(&port.network)?.clone();
-    Some(step(port, network))
+    Some(step(port.clone(), network))
 }

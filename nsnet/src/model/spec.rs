@@ -13,7 +13,7 @@ use super::ports::{NotAPortRange, PortRange};
 const MAX_LEN: usize = 80;
 
 /// A protocol with ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -24,7 +24,7 @@ pub enum Protocol {
 }
 
 /// What to publish, as it was asked for or, with `host` of the target's length, as it was decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Spec {
     host: Option<PortRange>,

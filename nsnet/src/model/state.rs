@@ -219,6 +219,11 @@ impl Attachment {
 }
 
 impl State {
+    /// Whether nothing is to exist. What tells new objects from old ones does not count.
+    pub fn is_empty(&self) -> bool {
+        Self { generation: 0, publish_epoch: 0, ..self.clone() } == Self::default()
+    }
+
     /// The network `name`.
     pub fn network(&self, name: &Name) -> Result<&Network> {
         match self.networks.get(name) {
@@ -316,11 +321,11 @@ pub mod mac_text {
     use nsnet_common::wire::Mac;
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::model) fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(mac)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+    pub(in crate::model) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
         parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 

@@ -51,6 +51,8 @@ pub struct Candidate {
     pub routes: Vec<IpNet>,
     /// Whether a qdisc is there that can carry our filter: one of somebody else's, then.
     pub has_qdisc: bool,
+    /// Whether it stays an uplink, if it is one, though nothing leads out by it just now.
+    pub stays: bool,
 }
 
 impl Candidate {
@@ -102,6 +104,9 @@ impl State {
     fn wants_uplink(&self, candidate: &Candidate) -> bool {
         if !candidate.is_ethernet || self.is_ours(candidate) {
             return false;
+        }
+        if candidate.stays && self.uplinks.iter().any(|uplink| uplink.ifindex == candidate.ifindex) {
+            return true;
         }
         let mut choices = self.networks.values().map(|network| &network.outside).filter(|outside| !outside.internal);
         choices.any(|outside| match &outside.uplink {
@@ -163,6 +168,7 @@ mod tests {
             addresses: prefixes.iter().map(|net| net.parse().unwrap()).collect(),
             routes: Vec::new(),
             has_qdisc: false,
+            stays: false,
         }
     }
 
@@ -253,5 +259,20 @@ mod tests {
         let many: Vec<Candidate> = (2..2 + MAX_UPLINKS).map(|n| candidate("eth", n, &["192.0.2.2/24"])).collect();
         assert!(auto.choose_uplinks(&many, false).unwrap_err().to_string().contains("--uplink"));
         assert!(auto.uplinks.is_empty());
+    }
+
+    #[test]
+    fn one_that_leads_nowhere_just_now_may_stay() {
+        let mut state = state(&[("v-net-0", Outside::default())]);
+        let (fit, unfit) = (candidate("eth0", 2, &["192.168.1.1/24"]), candidate("eth0", 2, &[]));
+        let kept = Candidate { stays: true, ..unfit.clone() };
+        state.choose_uplinks(std::slice::from_ref(&kept), false).unwrap();
+        assert!(state.uplinks.is_empty(), "it does not become one");
+        state.choose_uplinks(&[fit], false).unwrap();
+        let known = state.uplinks.clone();
+        state.choose_uplinks(&[kept], false).unwrap();
+        assert_eq!(state.uplinks, known);
+        state.choose_uplinks(&[unfit], false).unwrap();
+        assert!(state.uplinks.is_empty());
     }
 }

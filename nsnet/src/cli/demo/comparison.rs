@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::interrupt::Interrupt;
+use super::ratios::{Against, Ratios, WORKLOADS, circumstances};
 use super::report::Report;
 use super::traffic::no_checksum_errors;
 use crate::kernel::netns::NetNs;
 use crate::lab::compare::compare;
-use crate::lab::{Comparison, Lab, Plan, Ratio, Variant, Workload, bridge};
+use crate::lab::{Comparison, Lab, Plan, Variant, bridge};
 
 /// Namespaces on the cable and on the bridge: the networks' members are not to have more interfaces than in real use.
 const CABLED: [&str; 2] = ["left", "right"];
@@ -26,12 +27,17 @@ const DIRECT: &str = "direct veth";
 const DIRECT_AGAIN: &str = "direct veth again";
 const BRIDGE: &str = "Linux bridge";
 const NSNET: &str = "nsnet";
+const AGAINST: Against = Against {
+    subject: NSNET,
+    peers: &[(BRIDGE, "the Linux bridge", "to_linux_bridge"), (DIRECT, "a direct veth", "to_direct_veth")],
+    twice: [DIRECT, DIRECT_AGAIN],
+};
 const PORT: u16 = 7100;
-/// About 25 s altogether. Many short blocks rather than few long ones: what else the machine does comes and goes in
-/// seconds, and 12 blocks of 0.18 s gave half the interval of 6 of 0.35 s.
-const BLOCKS: usize = 12;
-const SLOT: Duration = Duration::from_millis(180);
-const WARM_UP: Duration = Duration::from_millis(50);
+const PORT_AGAIN: u16 = 7150;
+/// About 65 s altogether.
+const BLOCKS: usize = 100;
+/// See the module [`crate::lab::compare`] for why it is short.
+pub(super) const SLOT: Duration = Duration::from_millis(40);
 
 /// Makes what is to be compared, and compares; the answer is for programs.
 pub(super) fn show(lab: &mut Lab, report: &mut Report) -> Result<Value> {
@@ -53,19 +59,24 @@ pub(super) fn show(lab: &mut Lab, report: &mut Report) -> Result<Value> {
         Ok(circumstances(comparison.insert(measured)))
     })?;
     let Some(comparison) = comparison else { return Ok(Value::Null) };
+    let answer = tell(report, &comparison, AGAINST)?;
+    report.step("checksums", || no_checksum_errors(lab, &["host", "red", "blue", "left", "right", "east", "west"]))?;
+    Ok(answer)
+}
+
+/// A step for each workload; the whole for programs.
+pub(super) fn tell(report: &mut Report, comparison: &Comparison, against: Against) -> Result<Value> {
     let mut answer =
         json!({ "repeated": comparison.repeated, "disturbed": comparison.disturbed, "pinned": comparison.pinned });
-    for (workload, name, key) in
-        [(Workload::TcpStream, "TCP", "tcp_stream"), (Workload::UdpSmall, "UDP, 64 bytes", "udp_64_bytes")]
-    {
-        report.step(name, || {
-            let ratios = Ratios::of(&comparison, workload)?;
-            answer[key] = ratios.to_json(&comparison, workload);
-            let rate = comparison.median(workload, DIRECT).unwrap_or_default();
-            Ok(format!("{ratios}; the direct veth carries {}", workload.show(rate)))
-        })?;
+    for (workload, name, key) in WORKLOADS {
+        if comparison.series(workload, against.subject).is_some() {
+            report.step(name, || {
+                let ratios = Ratios::of(comparison, workload, against)?;
+                answer[key] = ratios.to_json();
+                Ok(ratios.to_string())
+            })?;
+        }
     }
-    report.step("checksums", || no_checksum_errors(lab, &["host", "red", "blue", "left", "right", "east", "west"]))?;
     Ok(answer)
 }
 
@@ -82,15 +93,16 @@ fn prepare(lab: &Lab) -> Result<String> {
 fn measure(lab: &Lab, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Comparison> {
     let ends = |[sender, receiver]: [&str; 2]| anyhow::Ok((inside(lab.ns(sender)?), inside(lab.ns(receiver)?)));
     let (cable, bridge, network) = (ends(CABLED)?, ends(BRIDGED)?, ends(["red", "blue"])?);
-    let to = |ip: &str| anyhow::Ok(SocketAddr::new(ip.parse()?, PORT));
-    let (cable_to, bridge_to, network_to) = (to(CABLE_IPS[1])?, to(BRIDGE_IPS[1])?, to(NETWORK_IP)?);
+    let to = |ip: &str, port| anyhow::Ok(SocketAddr::new(ip.parse()?, port));
+    let cable_to = |port| to(CABLE_IPS[1], port);
+    let (bridge_to, network_to) = (to(BRIDGE_IPS[1], PORT)?, to(NETWORK_IP, PORT)?);
     let variants = [
-        Variant { name: DIRECT, to: cable_to, listen: PORT, sender: &cable.0, receiver: &cable.1 },
-        Variant { name: DIRECT_AGAIN, to: cable_to, listen: PORT, sender: &cable.0, receiver: &cable.1 },
-        Variant { name: BRIDGE, to: bridge_to, listen: PORT, sender: &bridge.0, receiver: &bridge.1 },
-        Variant { name: NSNET, to: network_to, listen: PORT, sender: &network.0, receiver: &network.1 },
+        Variant { name: DIRECT, to: cable_to(PORT)?, sender: &cable.0, receiver: &cable.1 },
+        Variant { name: DIRECT_AGAIN, to: cable_to(PORT_AGAIN)?, sender: &cable.0, receiver: &cable.1 },
+        Variant { name: BRIDGE, to: bridge_to, sender: &bridge.0, receiver: &bridge.1 },
+        Variant { name: NSNET, to: network_to, sender: &network.0, receiver: &network.1 },
     ];
-    compare(&variants, &Plan { warm_up: WARM_UP, ..Plan::new(BLOCKS, SLOT) }, progress)
+    compare(&variants, &Plan::new(BLOCKS, SLOT), progress)
 }
 
 /// Measures with a bar that shows how far it is, and ends when the user wants an end.
@@ -112,81 +124,4 @@ pub(super) fn with_bar(
 /// Runs something in `ns`, as a comparison wants it.
 pub(super) fn inside(ns: NetNs) -> impl Fn(&mut (dyn FnMut() + Send)) -> Result<()> + Sync {
     move |work| Ok(ns.run(work)?)
-}
-
-/// How far the measurement is to be trusted.
-pub(super) fn circumstances(comparison: &Comparison) -> String {
-    let blocks = comparison.series.first().map_or(0, |series| series.rates.len());
-    let mut text = format!("{blocks} blocks in random order, ratios within a block; [95 % interval]");
-    if !comparison.pinned {
-        text += "; with one CPU for both ends, which hides differences";
-    }
-    if comparison.disturbed > 0 {
-        text += &format!("; the hypervisor disturbed {} of the blocks", comparison.disturbed);
-    }
-    text
-}
-
-/// A ratio with its interval.
-pub(super) fn show_ratio(to: &str, ratio: &Ratio) -> String {
-    format!("{:.2}x {to} [{:.2}-{:.2}]", ratio.median, ratio.low, ratio.high)
-}
-
-/// What a workload is judged by.
-struct Ratios {
-    to_bridge: Ratio,
-    to_direct: Ratio,
-    /// The direct veth to itself.
-    noise: Ratio,
-}
-
-impl Ratios {
-    fn of(comparison: &Comparison, workload: Workload) -> Result<Self> {
-        Ok(Self {
-            to_bridge: comparison.ratio(workload, NSNET, BRIDGE)?,
-            to_direct: comparison.ratio(workload, NSNET, DIRECT)?,
-            noise: comparison.ratio(workload, DIRECT_AGAIN, DIRECT)?,
-        })
-    }
-
-    fn to_json(&self, comparison: &Comparison, workload: Workload) -> Value {
-        let ratio = |ratio: &Ratio| json!({ "median": ratio.median, "low": ratio.low, "high": ratio.high, "differs": ratio.differs(&self.noise) });
-        let medians: Map<String, Value> = [DIRECT, BRIDGE, NSNET]
-            .map(|variant| (variant.to_owned(), json!(comparison.median(workload, variant))))
-            .into_iter()
-            .collect();
-        json!({
-            "to_linux_bridge": ratio(&self.to_bridge),
-            "to_direct_veth": ratio(&self.to_direct),
-            "noise": ratio(&self.noise),
-            "unit": match workload {
-                Workload::TcpStream => "bytes per second",
-                Workload::UdpSmall => "received datagrams per second",
-                Workload::Connections => "connections per second",
-            },
-            "medians": medians,
-        })
-    }
-}
-
-impl std::fmt::Display for Ratios {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (bridge, direct) =
-            (show_ratio("the Linux bridge", &self.to_bridge), show_ratio("a direct veth", &self.to_direct));
-        let Ratio { median, low, high, .. } = self.noise;
-        write!(f, "{bridge}, {direct}; A/A {median:.2} [{low:.2}-{high:.2}]")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_for_each_workload() {
-        let ratio = |median: f64| Ratio { median, low: median - 0.04, high: median + 0.05, blocks: 6 };
-        let ratios = Ratios { to_bridge: ratio(1.14), to_direct: ratio(0.97), noise: ratio(1.0) };
-        let text = "1.14x the Linux bridge [1.10-1.19], 0.97x a direct veth [0.93-1.02]; A/A 1.00 [0.96-1.05]";
-        assert_eq!(ratios.to_string(), text);
-    }
 }

@@ -10,6 +10,7 @@ mod nat;
 mod network;
 mod outside;
 mod publish;
+mod ratios;
 mod report;
 mod traffic;
 

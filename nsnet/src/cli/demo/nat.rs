@@ -1,19 +1,18 @@
 //! How fast masquerade is, next to a Linux bridge with iptables' MASQUERADE, measured in the same lab.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::comparison::{circumstances, inside, show_ratio, with_bar};
+use super::comparison::{SLOT, inside, tell, with_bar};
+use super::ratios::{Against, circumstances};
 use super::report::Report;
 use super::traffic::no_checksum_errors;
 use crate::lab::compare::compare;
 use crate::lab::masquerade::{self, Masquerade};
-use crate::lab::stats::median as median_of;
-use crate::lab::{Comparison, Lab, Plan, Ratio, Variant, WAN_IP, Workload};
+use crate::lab::{Comparison, Lab, Plan, Variant, WAN_IP, Workload};
 
 /// The other host, and the namespace behind it: they forward by the kernel, which nsnet's host is not to do.
 const HOST: &str = "ipthost";
@@ -25,11 +24,13 @@ const OTHER_WAN_IP: &str = "192.168.2.3";
 const PEER: &str = "bridge and MASQUERADE";
 const PEER_AGAIN: &str = "bridge and MASQUERADE again";
 const NSNET: &str = "nsnet";
+const AGAINST: Against =
+    Against { subject: NSNET, peers: &[(PEER, "bridge and MASQUERADE", "to_masquerade")], twice: [PEER, PEER_AGAIN] };
 const PORT: u16 = 7200;
-/// About 20 s altogether: see the comparison of switches.
-const BLOCKS: usize = 9;
-const SLOT: Duration = Duration::from_millis(150);
-const WARM_UP: Duration = Duration::from_millis(50);
+const PORT_AGAIN: u16 = 7250;
+const PORT_NSNET: u16 = 7300;
+/// About 65 s altogether.
+const BLOCKS: usize = 100;
 
 /// Makes what is to be compared, and compares; the answer is for programs.
 pub(super) fn show(lab: &mut Lab, report: &mut Report) -> Result<Value> {
@@ -58,34 +59,8 @@ pub(super) fn show(lab: &mut Lab, report: &mut Report) -> Result<Value> {
         Ok(circumstances(comparison.insert(measured)))
     })?;
     let Some(comparison) = comparison else { return Ok(Value::Null) };
-    let mut answer = json!({
-        "repeated": comparison.repeated, "disturbed": comparison.disturbed, "pinned": comparison.pinned, "tool": tool,
-    });
-    for (workload, name, key, unit) in [
-        (Workload::TcpStream, "TCP", "tcp_stream", "bytes per second"),
-        (Workload::UdpSmall, "UDP, 64 bytes", "udp_64_bytes", "received datagrams per second"),
-        (Workload::Connections, "connections", "connections", "connections per second"),
-    ] {
-        report.step(name, || {
-            let to_peer = comparison.ratio(workload, NSNET, PEER)?;
-            let noise = comparison.ratio(workload, PEER_AGAIN, PEER)?;
-            let ratio = |ratio: &Ratio| {
-                let Ratio { median, low, high, .. } = ratio;
-                json!({ "median": median, "low": low, "high": high, "differs": ratio.differs(&noise) })
-            };
-            let loss = |variant| comparison.series(workload, variant).and_then(|series| median_of(&series.losses));
-            let median = |variant| comparison.median(workload, variant).unwrap_or_default();
-            answer[key] = json!({
-                "to_masquerade": ratio(&to_peer), "noise": ratio(&noise), "unit": unit,
-                "medians": { PEER: median(PEER), NSNET: median(NSNET) },
-                "losses": { PEER: loss(PEER), NSNET: loss(NSNET) },
-            });
-            let Ratio { median: aa, low, high, .. } = noise;
-            let carries = workload.show(median(PEER));
-            let shown = show_ratio("bridge and MASQUERADE", &to_peer);
-            Ok(format!("{shown}; A/A {aa:.2} [{low:.2}-{high:.2}]; the bridge carries {carries}"))
-        })?;
-    }
+    let mut answer = tell(report, &comparison, AGAINST)?;
+    answer["tool"] = tool.into();
     report.step("checksums", || no_checksum_errors(lab, &["host", "wan", "blue", HOST, MEMBER]))?;
     Ok(answer)
 }
@@ -110,12 +85,13 @@ fn prepare(lab: &Lab) -> Result<IpNet> {
 
 fn measure(lab: &Lab, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Comparison> {
     let (blue, member, wan) = (inside(lab.ns("blue")?), inside(lab.ns(MEMBER)?), inside(lab.ns("wan")?));
-    let (to, other_to) = (SocketAddr::new(WAN_IP.parse()?, PORT), SocketAddr::new(OTHER_WAN_IP.parse()?, PORT));
+    let to = |ip: &str, port| anyhow::Ok(SocketAddr::new(ip.parse()?, port));
     let variants = [
-        Variant { name: PEER, to: other_to, listen: PORT, sender: &member, receiver: &wan },
-        Variant { name: PEER_AGAIN, to: other_to, listen: PORT, sender: &member, receiver: &wan },
-        Variant { name: NSNET, to, listen: PORT, sender: &blue, receiver: &wan },
+        Variant { name: PEER, to: to(OTHER_WAN_IP, PORT)?, sender: &member, receiver: &wan },
+        Variant { name: PEER_AGAIN, to: to(OTHER_WAN_IP, PORT_AGAIN)?, sender: &member, receiver: &wan },
+        Variant { name: NSNET, to: to(WAN_IP, PORT_NSNET)?, sender: &blue, receiver: &wan },
     ];
-    let workloads = vec![Workload::TcpStream, Workload::UdpSmall, Workload::Connections];
-    compare(&variants, &Plan { workloads, warm_up: WARM_UP, ..Plan::new(BLOCKS, SLOT) }, progress)
+    let mut plan = Plan::new(BLOCKS, SLOT);
+    plan.workloads.push(Workload::Connections);
+    compare(&variants, &plan, progress)
 }

@@ -1,0 +1,65 @@
+//! A cable: a veth pair between two namespaces.
+
+use super::interface::{set_addresses, set_ipv6, taken};
+use crate::kernel::error::Result;
+use crate::kernel::host::Host;
+use crate::kernel::netlink::Netlink;
+use crate::kernel::netns::NetNs;
+use crate::kernel::veth::VethSpec;
+use crate::model::state::{Cable, CableEnd};
+
+/// `is_known`: there is to be such a cable already, and what has its names is taken for it.
+pub(super) fn check(host: &Host, cable: &Cable, is_known: bool) -> Result<()> {
+    [&cable.a, &cable.b].into_iter().try_for_each(|end| {
+        let ns = host.member(end.ns.as_str())?;
+        match Netlink::inside(&ns)?.link(&end.interface)? {
+            Some(link) if !(is_known && link.kind.as_deref() == Some("veth")) => {
+                Err(taken(&format!("{} in namespace {}", end.interface, end.ns)))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Lays the cable, or puts right what is wrong with it: connections go on over what is there.
+pub(super) fn add(host: &Host, cable: &Cable) -> Result<()> {
+    let (a, b) = (host.member(cable.a.ns.as_str())?, host.member(cable.b.ns.as_str())?);
+    let (in_a, in_b) = (Netlink::inside(&a)?, Netlink::inside(&b)?);
+    let is_standing = match (in_a.link(&cable.a.interface)?, in_b.link(&cable.b.interface)?) {
+        (Some(one), Some(other)) => {
+            let are_ends = one.peer_index == Some(other.index) && other.peer_index == Some(one.index);
+            are_ends && one.peer_netnsid == in_a.netns_id(&b)?
+        }
+        _ => false,
+    };
+    if !is_standing {
+        delete(cable)?;
+        let end = VethSpec { name: &cable.a.interface, ..VethSpec::default() };
+        let peer = VethSpec { name: &cable.b.interface, ..VethSpec::default() };
+        in_a.create_veth(&end, &peer, Some(&b))?;
+    }
+    for (ns, netlink, end) in [(&a, &in_a, &cable.a), (&b, &in_b, &cable.b)] {
+        configure(ns, netlink, end)?;
+    }
+    Ok(())
+}
+
+fn configure(ns: &NetNs, netlink: &Netlink, end: &CableEnd) -> Result<()> {
+    let has_ipv6 = end.address.is_some_and(|address| address.addr().is_ipv6());
+    ns.run(|| set_ipv6(&end.interface, has_ipv6))??;
+    let link = netlink.existing_link(&end.interface)?;
+    set_addresses(netlink, link.index, end.address.into_iter().map(Ok))?;
+    netlink.set_up(link.index)
+}
+
+/// Deleting one end deletes the other; either will do, in case one namespace is gone.
+pub(super) fn delete(cable: &Cable) -> Result<()> {
+    for end in [&cable.a, &cable.b] {
+        let Some(ns) = NetNs::find(end.ns.as_str())? else { continue };
+        let netlink = Netlink::inside(&ns)?;
+        if let Some(link) = netlink.link(&end.interface)? {
+            netlink.delete_link(link.index)?;
+        }
+    }
+    Ok(())
+}
