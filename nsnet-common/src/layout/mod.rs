@@ -112,7 +112,8 @@ pub mod names {
         "bind4",
         "bind6",
     ];
-    /// The programs that others call, by their place in [`STAGES`].
+    /// The programs that others call, by their place in [`STAGES`]. (Other places are another layout of `STAGES`: see
+    /// [`VERSIONS`].)
     pub const CALLED: [&str; 6] = [ROUTED, OPENED, REFUSED, RELATED, FRAGMENTED, CUT];
     /// Place of `routed` in [`STAGES`].
     pub const ROUTED_STAGE: u32 = 0;

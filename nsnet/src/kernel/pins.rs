@@ -98,10 +98,10 @@ impl Pins {
     /// Which object the programs are from. `None` when they do not tell: those of the first nsnet did not.
     pub(crate) fn build(&self) -> Result<Option<Build>> {
         let path = self.map(names::BUILD);
-        if !path.exists() {
+        let what = || format!("read {}", path.display());
+        if !path.try_exists().doing(what)? {
             return Ok(None);
         }
-        let what = || format!("read {}", path.display());
         let map = MapData::from_pin(&path).map_err(|error| refused(what(), error))?;
         let map = Array::<_, [u64; WORDS]>::try_from(Map::Array(map)).map_err(|error| refused(what(), error))?;
         Ok(Some(Build::from_words(map.get(&0, 0).map_err(|error| refused(what(), error))?)))
@@ -133,7 +133,7 @@ impl Pins {
                 }
             }
         }
-        self.check_programs(if is_ours { &[] } else { &HOOKS })
+        self.check_programs(if is_ours { &[] } else { &names::PROGRAMS })
     }
 
     /// Refuses folders that are not root's alone.
@@ -159,7 +159,7 @@ impl Pins {
             let path = self.program(name);
             let info = match ProgramInfo::from_pin(&path).map_err(|error| refused("open the pin", error)) {
                 Ok(info) => info,
-                // Without those at sockets the dataplane works; and an older one may have fewer to go on with.
+                // Without those at sockets the dataplane works.
                 Err(error) if error.errno() == Some(Errno::ENOENT) && !needed.contains(&name) => continue,
                 Err(error) if error.errno() == Some(Errno::ENOENT) => return Err(others(&path, "there is none")),
                 Err(error) => return Err(wrong(&path, error).with_remedy(CLEAR)),
@@ -188,9 +188,6 @@ impl Pins {
         Ok(versions.max())
     }
 }
-
-/// The programs that stand at a hook of a port or uplink.
-const HOOKS: [&str; 4] = [names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK, names::CLOSED];
 
 /// The name of a map's pin. (A name in a bpffs has no dots.)
 pub(super) fn map_pin(name: &str, version: u32) -> String {
