@@ -129,14 +129,14 @@ fn fails_closed(missing: Option<&str>) -> Result<()> {
     take_off(&bed, names::FROM_NAMESPACE)?;
     assert_eq!(escapes(&bed)?, Vec::<&str>::new(), "with its program gone");
     ensure!(!reaches(&bed)?, "red reaches blue without its program");
-    assert_eq!(drift(&bed)?, [format!("its program is not on {}", bed.at("red").port)]);
+    assert_eq!(drift(&bed)?, [format!("program on {} is missing", bed.at("red").port)]);
     bed.lab.nsnet("attach v-net-0 @red")?;
     bed.check_no_drift()?;
     ensure!(reaches(&bed)?, "attaching it again repairs it");
 
     // Without what stands behind it, it would have got out: this is what the other half of the test is worth.
     take_off(&bed, names::CLOSED)?;
-    assert_eq!(drift(&bed)?, [format!("nothing on {} stops frames should its program go", bed.at("red").port)]);
+    assert_eq!(drift(&bed)?, [format!("what closes {} behind its program is missing", bed.at("red").port)]);
     ensure!(reaches(&bed)?, "nothing passes there while its program is there");
     let trusting = trusting_bed(missing)?;
     take_off(&trusting, names::CLOSED)?;

@@ -49,7 +49,7 @@ impl Dumper {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::anyhow!("read {what}: {error}"))?;
         let mut tables = Vec::new();
         for name in names::MAPS.into_iter().filter(|name| *name != names::STAGES) {
-            let path = folder.join(name);
+            let path = folder.join(names::pin(name));
             let info = MapInfo::from_pin(&path).with_context(|| format!("look at {name}"))?;
             let kind = info.map_type()?;
             let is_per_cpu = matches!(kind, MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash);

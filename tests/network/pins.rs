@@ -63,13 +63,13 @@ fn what_others_made_is_refused() -> Result<()> {
         // Values of another size.
         (maps.join(names::FLOWS4), Box::new(|pin| Ok(HashMap::<MapData, [u8; 16], [u8; 8]>::create(16, 0)?.pin(pin)?))),
         // The right sizes in another kind of map.
-        (maps.join(names::ADDRESSES), Box::new(|pin| Ok(Array::<MapData, [u8; 2]>::create(16, 0)?.pin(pin)?))),
+        (maps.join(names::MAPPINGS), Box::new(|pin| Ok(Array::<MapData, [u8; 24]>::create(16, 0)?.pin(pin)?))),
         // No map at all.
-        (maps.join(names::PORTS), Box::new(twin(programs.join(names::CUT)))),
+        (maps.join(names::NETWORKS), Box::new(twin(programs.join(names::CUT)))),
         // Another program, and one of another type.
         (programs.join(names::FROM_HOST), Box::new(twin(programs.join(names::CUT)))),
         (programs.join("bind4"), Box::new(twin(programs.join(names::CUT)))),
-        (programs.join(names::FROM_NAMESPACE), Box::new(twin(maps.join(names::PORTS)))),
+        (programs.join(names::FROM_NAMESPACE), Box::new(twin(maps.join(names::NETWORKS)))),
     ];
     for (pin, plant) in plants {
         let name = pin.display().to_string();
@@ -83,7 +83,7 @@ fn what_others_made_is_refused() -> Result<()> {
         bed.check_no_drift()?;
     }
     // With all of that in place it can still be taken down.
-    let _planted = Planted::new(maps.join(names::PORTS), twin(programs.join(names::CUT)))?;
+    let _planted = Planted::new(maps.join(names::NETWORKS), twin(programs.join(names::CUT)))?;
     bed.lab.nsnet("down")?;
     let left = World::of(&bed.lab)?;
     assert_eq!((left.pins, left.file), (Vec::new(), None));
