@@ -102,13 +102,7 @@ impl Moment {
 
 impl Capture {
     /// Nobody captures.
-    pub const OFF: Self = Self { until: 0, modes: 0, snaplen: 0 };
-
-    /// Whether the moment may be of interest at `now`, nanoseconds.
-    #[inline(always)]
-    pub fn is_on(&self, now: u64) -> bool {
-        now < self.until
-    }
+    pub const OFF: Self = Self { until: 0, modes: 0, snaplen: 0, pid: 0, pad: 0 };
 }
 
 impl Capturing {

@@ -47,6 +47,7 @@
 )]
 
 pub mod arp;
+pub mod bench;
 pub mod capture;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;

@@ -14,6 +14,9 @@ use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol, Mac};
 
+/// When a frame was dropped, where it came in, and its bytes.
+type LastFrame = (u64, PortId, Vec<u8>);
+
 /// Every table of the dataplane, and a clock that stands still until told otherwise.
 #[derive(Default)]
 pub struct MemoryTables {
@@ -38,7 +41,7 @@ pub struct MemoryTables {
     /// Counters of each port and reason.
     pub drops: RefCell<BTreeMap<(PortId, u16), Traffic>>,
     /// The last frame that was dropped for each reason: when, where, its bytes.
-    pub last_drops: RefCell<BTreeMap<u16, (u64, PortId, Vec<u8>)>>,
+    pub last_drops: RefCell<BTreeMap<u16, LastFrame>>,
     /// What is captured, see [`capture_modes`](crate::layout::capture_modes).
     pub capture_modes: Cell<u32>,
     /// As the dataplane has it for each CPU.
@@ -47,6 +50,8 @@ pub struct MemoryTables {
     pub shown: RefCell<Vec<Shown>>,
     /// The clock, nanoseconds.
     pub clock: Cell<u64>,
+    /// How often a table was looked up: most of what a packet costs in the kernel. Counters do not count.
+    pub lookups: Cell<u32>,
     /// Whether inserts fail.
     pub is_full: Cell<bool>,
     /// By network id.
@@ -157,6 +162,10 @@ impl MemoryTables {
         }
     }
 
+    fn look_up(&self) {
+        self.lookups.set(self.lookups.get() + 1);
+    }
+
     fn insert<K: Ord, V>(&self, table: &RefCell<BTreeMap<K, V>>, key: K, value: V) -> Inserted {
         if table.borrow().contains_key(&key) {
             return Inserted::Exists;
@@ -178,28 +187,34 @@ impl<'a> Tables for &'a MemoryTables {
     type Flow = MemoryFlow<'a>;
 
     fn port(&self, id: PortId) -> Option<Port> {
+        self.look_up();
         self.ports.get(&id).copied()
     }
 
     fn network(&self, id: NetworkId) -> Option<Network> {
+        self.look_up();
         self.networks.get(&id).copied()
     }
 
     fn address(&self, key: &AddressKey) -> Option<PortId> {
+        self.look_up();
         self.addresses.get(key).copied()
     }
 
     fn subnet(&self, ip: IpAddress) -> Option<NetworkId> {
+        self.look_up();
         let matches = |(prefix, bits, _): &&(IpAddress, u32, NetworkId)| is_within(ip, *prefix, *bits);
         let best = self.subnets.iter().filter(matches).max_by_key(|(prefix, bits, _)| mapped_bits(*prefix, *bits));
         best.map(|(_, _, network)| *network)
     }
 
     fn station(&self, key: &StationKey) -> Option<Station> {
+        self.look_up();
         self.stations.borrow().get(key).copied()
     }
 
     fn set_station(&self, key: &StationKey, station: &Station) -> bool {
+        self.look_up();
         if self.is_full.get() {
             return false;
         }
@@ -208,14 +223,17 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn remove_station(&self, key: &StationKey) {
+        self.look_up();
         self.stations.borrow_mut().remove(key);
     }
 
     fn foreign(&self, key: &ForeignKey) -> Option<Mac> {
+        self.look_up();
         self.foreign.borrow().get(key).copied()
     }
 
     fn set_foreign(&self, key: &ForeignKey, mac: Mac) -> bool {
+        self.look_up();
         if self.is_full.get() {
             return false;
         }
@@ -224,18 +242,22 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn flood_clock(&self, port: PortId) -> u64 {
+        self.look_up();
         self.flood_clocks.borrow().get(&port).copied().unwrap_or(0)
     }
 
     fn set_flood_clock(&self, port: PortId, clock: u64) {
+        self.look_up();
         self.flood_clocks.borrow_mut().insert(port, clock);
     }
 
     fn refusal_clock(&self, port: PortId) -> u64 {
+        self.look_up();
         self.refusal_clocks.borrow().get(&port).copied().unwrap_or(0)
     }
 
     fn set_refusal_clock(&self, port: PortId, clock: u64) {
+        self.look_up();
         self.refusal_clocks.borrow_mut().insert(port, clock);
     }
 
@@ -285,6 +307,7 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn policy(&self, id: NetworkId) -> Option<Policy> {
+        self.look_up();
         self.policies.get(&id).copied()
     }
 
@@ -294,16 +317,19 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn flow(&self, age: Age, key: &FlowKey) -> Option<MemoryFlow<'a>> {
+        self.look_up();
         let tables: &'a MemoryTables = self;
         let table = tables.flows_of(age);
         table.borrow().contains_key(key).then_some(MemoryFlow { table, key: *key })
     }
 
     fn insert_flow(&self, age: Age, key: &FlowKey, flow: &Flow) -> Inserted {
+        self.look_up();
         self.insert(self.flows_of(age), *key, *flow)
     }
 
     fn remove_flow(&self, age: Age, key: &FlowKey) -> bool {
+        self.look_up();
         self.flows_of(age).borrow_mut().remove(key).is_some()
     }
 
@@ -321,20 +347,24 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn mapping(&self, key: &MappingKey) -> Option<Mapping> {
+        self.look_up();
         self.mappings.borrow().get(key).copied()
     }
 
     fn insert_mapping(&self, key: &MappingKey, mapping: &Mapping) -> Inserted {
+        self.look_up();
         self.insert(&self.mappings, *key, *mapping)
     }
 
     fn refresh_mapping(&self, key: &MappingKey, until: u32) {
+        self.look_up();
         if let Some(mapping) = self.mappings.borrow_mut().get_mut(key) {
             mapping.until = until;
         }
     }
 
     fn remove_mapping(&self, key: &MappingKey) -> bool {
+        self.look_up();
         self.mappings.borrow_mut().remove(key).is_some()
     }
 
@@ -347,6 +377,7 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn add_usage(&self, owner: PortId, flows: i64, ports: i64) {
+        self.look_up();
         let mut usage = self.usage.borrow_mut();
         let held = usage.entry(owner).or_default();
         held.flows = held.flows.wrapping_add_signed(flows);
@@ -354,19 +385,22 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn usage(&self, owner: PortId) -> Usage {
+        self.look_up();
         self.usage.borrow().get(&owner).copied().unwrap_or_default()
     }
 
     fn published(&self, protocol: IpProtocol, ip: IpAddress, port: u16) -> Option<u32> {
+        self.look_up();
         let fits = |(of_protocol, at, place): &&(u8, IpAddress, u32)| {
             *of_protocol == protocol.0
                 && *at == ip
-                && self.publish(*place).is_some_and(|entry| entry.target_port(port).is_some())
+                && self.publishes.get(*place as usize).is_some_and(|entry| entry.target_port(port).is_some())
         };
         self.published.iter().find(fits).map(|(_, _, place)| *place)
     }
 
     fn publish(&self, place: u32) -> Option<Publish> {
+        self.look_up();
         self.publishes.get(place as usize).copied()
     }
 
@@ -398,10 +432,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.look_up();
         self.fragments.borrow().get(key).copied()
     }
 
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.look_up();
         self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
@@ -410,10 +446,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn holding(&self, port: PortId) -> Holding {
+        self.look_up();
         self.holding.borrow().get(&port).copied().unwrap_or_default()
     }
 
     fn set_holding(&self, port: PortId, holding: Holding) {
+        self.look_up();
         self.holding.borrow_mut().insert(port, holding);
     }
 
@@ -427,6 +465,7 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn held(&self, place: HeldKey) -> Option<(FragmentKey, u32)> {
+        self.look_up();
         self.held.borrow().get(&place).map(|(key, seen, _)| (*key, *seen))
     }
 
@@ -451,10 +490,12 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn uplink(&self, ifindex: u32) -> Option<PortId> {
+        self.look_up();
         self.uplinks.get(&ifindex).copied()
     }
 
     fn is_local(&self, ip: IpAddress) -> bool {
+        self.look_up();
         self.locals.contains(&ip)
     }
 
@@ -463,14 +504,17 @@ impl<'a> Tables for &'a MemoryTables {
     }
 
     fn original(&self, key: &OriginalKey) -> Option<Original> {
+        self.look_up();
         self.originals.borrow().get(key).copied()
     }
 
     fn set_original(&self, key: &OriginalKey, original: &Original) {
+        self.look_up();
         self.originals.borrow_mut().insert(*key, *original);
     }
 
     fn forget_original(&self, key: &OriginalKey) {
+        self.look_up();
         self.originals.borrow_mut().remove(key);
     }
 }

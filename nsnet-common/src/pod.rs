@@ -8,6 +8,7 @@
 mod user {
     use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+    use crate::bench::Template;
     use crate::layout::{
         AddressKey, Capture, Capturing, DropKey, Dropped, Event, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment,
         FragmentKey, Held, HeldKey, Holding, LastDrop, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
@@ -27,6 +28,6 @@ mod user {
 
     pod!(AddressKey, DropKey, ForeignKey, Mac, Network, NetworkId, Port, PortCounters, PortId, Station, StationKey);
     pod!(SubnetKey, Traffic, Flow, Flow4, FlowKey, FlowKey4, Mapping, MappingKey, Policy, Publish, PublishedKey, Usage);
-    pod!(Capture, Capturing, Dropped, Event, LastDrop);
+    pod!(Capture, Capturing, Dropped, Event, LastDrop, Template);
     pod!(IpAddress, Original, OriginalKey, Fragment, FragmentKey, Held, HeldKey, Holding);
 }

@@ -134,7 +134,8 @@ mod tests {
     fn at(seconds: u32) -> MemoryTables {
         let mut tables = MemoryTables::default();
         tables.ports.insert(OWNER, Port::new(OWNER, INSIDE, Mac([2; 6]), 1500, 0));
-        tables.clock.set(u64::from(seconds) * 1_000_000_000);
+        // In the middle of it: whole_seconds() is a little late.
+        tables.clock.set(u64::from(seconds) * 1_000_000_000 + 500_000_000);
         tables
     }
 

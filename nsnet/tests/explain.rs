@@ -61,7 +61,9 @@ fn tell(arrival: &Arrival, tables: &MemoryTables, name: &str, parts: &mut BTreeS
 #[test]
 fn the_way_that_is_told_is_the_cores() {
     let (mut told, mut parts) = (0, BTreeSet::new());
-    for case in all().iter().filter(|case| !case.tag_aside) {
+    // A tag that is in the bytes is taken aside on the way in, which the core run by itself does not do.
+    let is_tagged = |frame: &[u8]| matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
+    for case in all().iter().filter(|case| !case.tag_aside && !is_tagged(&case.frame)) {
         let (tables, alike) = (case.tables(NOON), case.tables(NOON));
         let Some(arrival) = arrival(case.hook, case.port, &case.frame, case.gso_size, &tables) else { continue };
         let (outcome, frame) = tell(&arrival, &tables, &case.name, &mut parts);

@@ -4,10 +4,9 @@
 
 use std::net::IpAddr;
 
-use nsnet::model::edit::{AttachRequest, NetworkRequest};
 use nsnet::model::name::Name;
 use nsnet::model::plan::{Step, plan};
-use nsnet::model::policy::Outside;
+use nsnet::model::request::{AttachRequest, CableRequest, NetworkRequest, RouteRequest};
 use nsnet::model::state::State;
 
 fn name(text: &str) -> Name {
@@ -19,27 +18,23 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn network(text: &str, subnets: &[&str]) -> NetworkRequest {
-    let subnets = subnets.iter().map(|net| net.parse().unwrap()).collect();
-    NetworkRequest {
-        name: name(text),
-        subnets,
-        gateways: Vec::new(),
-        mtu: None,
-        default_mtu: 1500,
-        outside: Outside::default(),
-    }
+    NetworkRequest::new(name(text), subnets.iter().map(|net| net.parse().unwrap()).collect())
+}
+
+fn add(state: &mut State, request: &NetworkRequest) -> nsnet::model::Result<()> {
+    state.add_network(request, 1500).map(drop)
 }
 
 fn attach(network: &str, ns: &str, ips: &[&str]) -> AttachRequest {
-    AttachRequest {
-        network: name(network),
-        ns: name(ns),
-        ips: ips.iter().map(|text| ip(text)).collect(),
-        mac: None,
-        interface: None,
-        learn: false,
-        trusted: false,
-    }
+    AttachRequest { ip: ips.iter().map(|text| ip(text)).collect(), ..AttachRequest::new(name(network), name(ns)) }
+}
+
+fn cable(a: &str, b: &str, address_a: Option<&str>) -> CableRequest {
+    CableRequest { a: name(a), b: name(b), address_a: address_a.map(|net| net.parse().unwrap()), address_b: None }
+}
+
+fn route(ns: &str, dest: &str, via: Option<&str>) -> RouteRequest {
+    RouteRequest { ns: name(ns), dest: dest.parse().unwrap(), word: None, via: via.map(ip) }
 }
 
 /// Network v4 with red, network v6 with red and blue, a cable and a route.
@@ -48,14 +43,13 @@ fn state() -> State {
     for ns in ["red", "blue"] {
         state.add_namespace(&name(ns), true);
     }
-    state.add_network(&network("v4", &["10.0.0.0/24"])).unwrap();
-    state.add_network(&network("v6", &["10.1.0.0/29", "fd00::/64"])).unwrap();
+    add(&mut state, &network("v4", &["10.0.0.0/24"])).unwrap();
+    add(&mut state, &network("v6", &["10.1.0.0/29", "fd00::/64"])).unwrap();
     state.attach(&attach("v4", "red", &[])).unwrap();
     state.attach(&attach("v6", "red", &[])).unwrap();
     state.attach(&attach("v6", "blue", &["10.1.0.4"])).unwrap();
-    let (red, blue) = (name("red"), name("blue"));
-    state.add_cable([(&red, Some("10.9.0.1/30".parse().unwrap())), (&blue, None)]).unwrap();
-    state.add_route(&red, "192.168.0.0/16".parse().unwrap(), Some(ip("10.0.0.254"))).unwrap();
+    state.add_cable(&cable("red", "blue", Some("10.9.0.1/30"))).unwrap();
+    state.add_route(&route("red", "192.168.0.0/16", Some("10.0.0.254"))).unwrap();
     state
 }
 
@@ -76,11 +70,11 @@ fn addresses_interfaces_and_macs_are_chosen() {
 #[test]
 fn the_same_again_changes_nothing() {
     let mut again = state();
-    again.add_network(&network("v4", &["10.0.0.0/24"])).unwrap();
+    add(&mut again, &network("v4", &["10.0.0.0/24"])).unwrap();
     again.attach(&attach("v6", "blue", &["10.1.0.4"])).unwrap();
     again.attach(&attach("v6", "blue", &[])).unwrap();
-    again.add_cable([(&name("blue"), None), (&name("red"), None)]).unwrap();
-    again.add_route(&name("red"), "192.168.0.0/16".parse().unwrap(), Some(ip("10.0.0.254"))).unwrap();
+    again.add_cable(&cable("blue", "red", None)).unwrap();
+    again.add_route(&route("red", "192.168.0.0/16", Some("10.0.0.254"))).unwrap();
     assert_eq!(again, state());
     assert_eq!(plan(&state(), &again, &[]), []);
 }
@@ -95,22 +89,22 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         change(&mut request);
         request
     };
-    let gateway_outside = with(|request| request.gateways = vec![ip("10.8.0.1")]);
-    let gateway_broadcast = with(|request| request.gateways = vec![ip("10.9.0.255")]);
-    let small_mtu = with(|request| (request.subnets, request.mtu) = (vec!["fd09::/64".parse().unwrap()], Some(1279)));
+    let gateway_outside = with(|request| request.gateway = vec![ip("10.8.0.1")]);
+    let gateway_broadcast = with(|request| request.gateway = vec![ip("10.9.0.255")]);
+    let small_mtu = with(|request| (request.subnet, request.mtu) = (vec!["fd09::/64".parse().unwrap()], Some(1279)));
     let taken_mac = |state: &mut State| {
         let mac = state.attachments[1].mac;
         state.attach(&AttachRequest { mac: Some(mac), ..attach("v6", "green", &[]) }).map(drop)
     };
     let wrong: &[Wrong<'_>] = &[
-        (&|s| s.add_network(&network("v9", &["10.0.0.128/25"])).map(drop), &["10.0.0.128/25", "overlaps", "v4"]),
-        (&|s| s.add_network(&network("v9", &["10.9.0.0/24", "10.9.0.0/25"])).map(drop), &["overlap"]),
-        (&|s| s.add_network(&network("v9", &["10.9.0.1/24"])).map(drop), &["10.9.0.1/24"]),
-        (&|s| s.add_network(&network("v9", &[])).map(drop), &["--subnet"]),
-        (&|s| s.add_network(&gateway_outside).map(drop), &["10.8.0.1", "outside"]),
-        (&|s| s.add_network(&gateway_broadcast).map(drop), &["10.9.0.255"]),
-        (&|s| s.add_network(&small_mtu).map(drop), &["1279", "1280"]),
-        (&|s| s.add_network(&network("v4", &["10.5.0.0/24"])).map(drop), &["10.0.0.0/24", "10.5.0.0/24"]),
+        (&|s| add(s, &network("v9", &["10.0.0.128/25"])), &["10.0.0.128/25", "overlaps", "v4"]),
+        (&|s| add(s, &network("v9", &["10.9.0.0/24", "10.9.0.0/25"])), &["overlap"]),
+        (&|s| add(s, &network("v9", &["10.9.0.1/24"])), &["10.9.0.1/24"]),
+        (&|s| add(s, &network("v9", &[])), &["--subnet"]),
+        (&|s| add(s, &gateway_outside), &["10.8.0.1", "outside"]),
+        (&|s| add(s, &gateway_broadcast), &["10.9.0.255"]),
+        (&|s| add(s, &small_mtu), &["1279", "1280"]),
+        (&|s| add(s, &network("v4", &["10.5.0.0/24"])), &["10.0.0.0/24", "10.5.0.0/24"]),
         (&|s| s.attach(&attach("nowhere", "red", &[])).map(drop), &["nowhere"]),
         (&|s| s.attach(&attach("v4", "blue", &["10.0.0.1"])).map(drop), &["10.0.0.1", "in use"]),
         (&|s| s.attach(&attach("v4", "blue", &["10.0.0.254"])).map(drop), &["10.0.0.254", "in use"]),
@@ -121,10 +115,10 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (&taken_mac, &["MAC", "red"]),
         (&|s| s.delete_network(&name("v6"), false), &["red, blue", "--force"]),
         (&|s| s.delete_namespace(&name("red"), false), &["v4", "--force"]),
-        (&|s| s.add_cable([(&name("red"), None), (&name("red"), None)]).map(drop), &["red"]),
-        (&|s| s.add_route(&name("red"), "::/0".parse().unwrap(), Some(ip("10.0.0.254"))).map(drop), &["family"]),
-        (&|s| s.add_route(&name("red"), "0.0.0.0/0".parse().unwrap(), None).map(drop), &["several gateways"]),
-        (&|s| s.add_route(&name("red"), "0.0.0.0/0".parse().unwrap(), Some(ip("10.3.0.1"))).map(drop), &["10.3.0.1"]),
+        (&|s| s.add_cable(&cable("red", "red", None)).map(drop), &["red"]),
+        (&|s| s.add_route(&route("red", "::/0", Some("10.0.0.254"))).map(drop), &["family"]),
+        (&|s| s.add_route(&route("red", "0.0.0.0/0", None)).map(drop), &["several gateways"]),
+        (&|s| s.add_route(&route("red", "0.0.0.0/0", Some("10.3.0.1"))).map(drop), &["10.3.0.1"]),
     ];
     for (edit, words) in wrong {
         let mut state = state();

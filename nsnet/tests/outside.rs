@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
-use nsnet::model::edit::{AttachRequest, NetworkRequest};
 use nsnet::model::name::Name;
 use nsnet::model::plan::{Step, plan};
 use nsnet::model::policy::{Outside, UplinkChoice};
+use nsnet::model::request::{AttachRequest, NetworkRequest, RouteRequest};
 use nsnet::model::state::State;
 use nsnet::model::uplink::Candidate;
 
@@ -17,7 +17,8 @@ fn name(text: &str) -> Name {
 
 fn request(outside: Outside) -> NetworkRequest {
     let subnets = vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
-    NetworkRequest { name: name(NET), subnets, gateways: Vec::new(), mtu: None, default_mtu: 1500, outside }
+    let Outside { masquerade, internal, isolated, uplink, .. } = outside;
+    NetworkRequest { masquerade, internal, isolate: isolated, uplink, ..NetworkRequest::new(name(NET), subnets) }
 }
 
 fn masquerade() -> Outside {
@@ -30,20 +31,12 @@ fn named(uplink: &str) -> Outside {
 
 fn with_network(outside: Outside) -> State {
     let mut state = State::default();
-    state.add_network(&request(outside)).unwrap();
+    state.add_network(&request(outside), 1500).unwrap();
     state
 }
 
 fn attach(state: &mut State, ns: &str) {
-    let attach = AttachRequest {
-        network: name(NET),
-        ns: name(ns),
-        ips: Vec::new(),
-        mac: None,
-        interface: None,
-        learn: false,
-        trusted: false,
-    };
+    let attach = AttachRequest::new(name(NET), name(ns));
     let port = state.attach(&attach).unwrap();
     state.add_default_routes(&port, |_v4| false);
 }
@@ -66,16 +59,16 @@ fn eth(name: &str, ifindex: u32) -> Candidate {
 fn the_same_arguments_again_and_others() {
     let mut state = with_network(Outside { isolated: false, ..masquerade() });
     let before = state.clone();
-    state.add_network(&request(Outside { isolated: false, ..masquerade() })).unwrap();
+    state.add_network(&request(Outside { isolated: false, ..masquerade() }), 1500).unwrap();
     // Masquerade has a verb of its own: who says nothing of it does not ask for it to be off.
-    state.add_network(&request(Outside { isolated: false, ..Outside::default() })).unwrap();
+    state.add_network(&request(Outside { isolated: false, ..Outside::default() }), 1500).unwrap();
     assert_eq!(state, before);
     for (asked, word) in [(masquerade(), "--isolate false"), (named("eth0"), "--uplink eth0")] {
-        let refusal = state.add_network(&request(asked)).unwrap_err().to_string();
+        let refusal = state.add_network(&request(asked), 1500).unwrap_err().to_string();
         assert!(refusal.contains(word) && refusal.contains("--masquerade"), "{refusal}");
     }
     let mut plain = with_network(Outside::default());
-    assert!(plain.add_network(&request(masquerade())).unwrap_err().to_string().contains("--masquerade"));
+    assert!(plain.add_network(&request(masquerade()), 1500).unwrap_err().to_string().contains("--masquerade"));
 }
 
 #[test]
@@ -167,7 +160,8 @@ fn a_way_out_brings_default_routes() {
     assert_eq!(dests(&state), both[..1]);
     let gateway = state.networks[&name(NET)].subnets[0].gateway;
     assert_eq!(state.routes[0].via, gateway);
-    state.add_route(&name("red"), "0.0.0.0/0".parse().unwrap(), None).unwrap();
+    let request = RouteRequest { ns: name("red"), dest: "default".parse().unwrap(), word: None, via: None };
+    state.add_route(&request).unwrap();
     state.detach(&name(NET), &name("red"));
     assert!(state.routes.is_empty());
 }

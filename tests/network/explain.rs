@@ -32,6 +32,9 @@ use super::bed::{Bed, DUAL, lab};
 use super::dump::{Dumper, differences};
 use super::explain_frames::{Frames, Scene, WAN};
 
+/// Where frames came out, and what they were.
+type Arrivals = Vec<(String, Vec<u8>)>;
+
 /// How many packets.
 const COUNT: usize = 1000;
 /// What makes the same packets again.
@@ -41,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// After so many packets it is seen that nobody got anything that was not said.
 const BATCH: usize = 20;
 
-/// No kernel sends anything of its own: packet sockets and redirects pass by these rules.
+/// Packet sockets and redirects pass by these rules.
 const SILENCE: &str = "
 table inet silence {
     chain out { type filter hook output priority 0; policy drop; }
@@ -137,7 +140,8 @@ fn ip_batch(ns: &str, lines: &str) -> Result<()> {
     Ok(())
 }
 
-fn silence(ns: &NetNs) -> Result<()> {
+/// Keeps a namespace's kernel from sending anything of its own.
+pub(crate) fn silence(ns: &NetNs) -> Result<()> {
     ns.run(|| {
         let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("run nft")?;
         nft.stdin.take().context("write to nft")?.write_all(SILENCE.as_bytes())?;
@@ -247,7 +251,7 @@ impl<'a> Run<'a> {
     }
 
     /// How the frame ends, and what arrives where.
-    fn arrivals(&self, pass: &Pass) -> Result<(String, Vec<(String, Vec<u8>)>)> {
+    fn arrivals(&self, pass: &Pass) -> Result<(String, Arrivals)> {
         let at = |port: PortId| -> Result<String> {
             let members = self.state.members();
             let member = members.iter().find(|member| member.port == port).context("a port that nobody has")?;
@@ -339,8 +343,11 @@ fn is_known_neighbour(frame: &[u8]) -> bool {
 fn counts(maps: &Maps, state: &State) -> Result<Counts> {
     let mut counts = Counts::new();
     let members = state.members();
-    let ports: Vec<PortId> =
-        members.iter().map(|member| member.port).chain(state.uplinks.iter().map(|uplink| uplink.port())).collect();
+    let ports: Vec<PortId> = members
+        .iter()
+        .map(|member| member.port)
+        .chain(state.uplinks.iter().map(nsnet::model::uplink::Uplink::port))
+        .collect();
     let of_traffic = |traffic: nsnet_common::layout::Traffic| (traffic.packets as i64, traffic.bytes as i64);
     for (port, counters) in ports.iter().zip(maps.counters(ports.iter().copied())?) {
         let of_events = |events: u64| (events as i64, 0);

@@ -379,6 +379,8 @@ fn a_failed_add_takes_back_what_it_did() -> Result<()> {
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && complaint.contains(names::PUBLISH_HITS), "{output:?}");
     map.pin(&hits)?;
+    // Without the table it could not be taken back either: the next verb does that.
+    lab.nsnet("ns add @red")?;
     assert_eq!((World::of(lab)?, entered(lab)?), before);
     lab.nsnet("publish add @red 443:443")?;
     assert_eq!(reserved(lab)?, format!("80,443,{POOL}"));

@@ -35,7 +35,8 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    fn is(&self, other: &Self) -> bool {
+    /// Whether it is the same call of another run.
+    pub(crate) fn is(&self, other: &Self) -> bool {
         (&self.name, &self.path, self.occurrence) == (&other.name, &other.path, other.occurrence)
     }
 }
@@ -56,7 +57,6 @@ pub(crate) enum Fault {
 pub(crate) struct Run {
     /// The exit code; `None` when it was killed.
     pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
     pub(crate) stderr: String,
     /// The calls up to its end.
     pub(crate) calls: Vec<Call>,
@@ -66,15 +66,15 @@ pub(crate) struct Run {
     pub(crate) at_exit: Option<(usize, u64)>,
 }
 
-/// Runs `command`, with a fault at one call of an earlier run.
-pub(crate) fn run(command: &mut Command, fault: Option<(&Call, Fault)>) -> Result<Run> {
+/// Runs `command`, with faults at calls of earlier runs.
+pub(crate) fn run(command: &mut Command, faults: &[(&Call, Fault)]) -> Result<Run> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: between fork and exec only system calls are made: PTRACE_TRACEME and setpgid, which allocate nothing.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
     let mut child = command.process_group(0).spawn().with_context(|| format!("run {command:?}"))?;
     let mut tracer = Tracer {
         main: Pid::from_raw(child.id() as i32),
-        fault,
+        faults,
         calls: Vec::new(),
         known: BTreeSet::new(),
         failing: BTreeMap::new(),
@@ -84,21 +84,22 @@ pub(crate) fn run(command: &mut Command, fault: Option<(&Call, Fault)>) -> Resul
         at_exit: None,
     };
     let code = tracer.follow()?;
-    let (stdout, stderr) = outputs(&mut child)?;
-    Ok(Run { code, stdout, stderr, calls: tracer.calls, was_hit: tracer.was_hit, at_exit: tracer.at_exit })
+    let stderr = outputs(&mut child)?;
+    Ok(Run { code, stderr, calls: tracer.calls, was_hit: tracer.was_hit, at_exit: tracer.at_exit })
 }
 
-fn outputs(child: &mut Child) -> Result<(String, String)> {
+/// What it said. (Its answer is read, too: it must not wait for somebody to do so.)
+fn outputs(child: &mut Child) -> Result<String> {
     let (mut stdout, mut stderr) = (String::new(), String::new());
     child.stdout.take().context("no stdout")?.read_to_string(&mut stdout)?;
     child.stderr.take().context("no stderr")?.read_to_string(&mut stderr)?;
-    Ok((stdout, stderr))
+    Ok(stderr)
 }
 
 #[derive(Debug)]
 struct Tracer<'a> {
     main: Pid,
-    fault: Option<(&'a Call, Fault)>,
+    faults: &'a [(&'a Call, Fault)],
     calls: Vec<Call>,
     /// Threads that have been seen to stop for the first time.
     known: BTreeSet<Pid>,
@@ -161,14 +162,14 @@ impl Tracer<'_> {
             let Some(mut call) = self.describe(pid, entry.nr as i64, &entry.args) else { return Ok(()) };
             let is_same = |before: &&Call| (&before.name, &before.path) == (&call.name, &call.path);
             call.occurrence = self.calls.iter().filter(is_same).count();
-            if let Some((_call, fault)) = self.fault.filter(|(at, _fault)| at.is(&call)) {
+            if let Some((_call, fault)) = self.faults.iter().find(|(at, _fault)| at.is(&call)) {
                 self.was_hit = true;
                 match fault {
                     Fault::Kill => kill(self.main, Signal::SIGKILL)?,
                     Fault::Terminate => kill(self.main, Signal::SIGTERM)?,
                     Fault::Fail(errno) => {
                         registers::skip_call(pid)?;
-                        self.failing.insert(pid, errno);
+                        self.failing.insert(pid, *errno);
                     }
                 }
             }

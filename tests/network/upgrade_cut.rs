@@ -13,7 +13,7 @@ use super::world::World;
 
 /// An upgrade to another object.
 fn traced(lab: &Lab, object: &Path, fault: Option<(&Call, Fault)>) -> Result<Run> {
-    tracer::run(lab.command(["upgrade", "--force"]).env(OBJECT, object), fault)
+    tracer::run(lab.command(["upgrade", "--force"]).env(OBJECT, object), fault.as_slice())
 }
 
 /// Calls at which to cut an upgrade off: from the one on with which the first hook gets another program, nearly all that

@@ -72,7 +72,9 @@ impl World {
         for entry in fs::read_dir(RUN).into_iter().flatten() {
             files.push(entry?.file_name().to_string_lossy().into_owned());
         }
-        files.retain(|name| name.split('.').next() == Some(&key) && *name != format!("{key}.json"));
+        // The lock comes with a verb that waits, and goes with the last state.
+        let known = ["json", "lock"].map(|kind| format!("{key}.{kind}"));
+        files.retain(|name| name.split('.').next() == Some(&key) && !known.contains(name));
         let file = fs::read_to_string(Path::new(RUN).join(format!("{key}.json"))).ok();
         let outside = describe_outside(&lab.ns("host")?)?;
         let reserved = lab.within("host", reserved::current)??.to_string();

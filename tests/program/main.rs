@@ -7,11 +7,15 @@
 //!   table    every case by BPF_PROG_TEST_RUN: action, bytes, counters and entries must be as the case says
 //!   mutants  broken frames: memory and kernel must agree on all of it
 //!   live     what BPF_PROG_TEST_RUN does not take: sent by packet sockets, through the programs at their hooks
+//!   gate     what a packet costs: time, lookups and instructions, beside what they were
 //!   flood    every case that is flooded: who really gets a copy, and which bytes
+//!   capture  every case with somebody who captures: what he is told is what memory says, and nothing else differs
 //! ```
 
+mod capture;
 mod clock;
 mod flood;
+mod gate;
 mod live;
 mod machine;
 mod mutants;

@@ -91,6 +91,8 @@ fn apt_get() -> std::process::Command {
     let mut command = shell::command("apt-get");
     // A question would wait for ever; a lock is let go of when the machine's own updater is done.
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // invoke-rc.d(8) starts no service in this runlevel: nginx is installed to be run by the bench, not by the system.
+    command.env("RUNLEVEL", "1");
     command.args(["-qq", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]);
     command
 }

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask setup`, `build`, `run`, `test` and `lint`.
+//! The project's own commands: `cargo xtask setup`, `build`, `run`, `test`, `bench` and `lint`.
 //!
 //! Each command first does the set-up it needs, so a clean machine needs nothing but Cargo and a C linker.
 //! What is installed, and from where, is decided in [`way`]; the rest of the crate only carries that out.
@@ -9,9 +9,10 @@
 //! | [`rustup`], [`debian`], [`linker`] | look for and install one part each |
 //! | [`setup`] | puts them together: a ready [`setup::Toolchain`] |
 //! | [`object`] | builds the eBPF object and the `nsnet` binary around it |
-//! | [`run`], [`mod@test`], [`lint`] | one command each |
+//! | [`run`], [`mod@test`], [`mod@bench`], [`lint`] | one command each |
 //! | [`shell`] | runs programs; what they inherit, where they print, how a failure reads |
 
+mod bench;
 mod debian;
 mod linker;
 mod lint;
@@ -64,6 +65,15 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<std::ffi::OsString>,
     },
+    /// Build everything, then run `nsnet bench ARGS`, for example `--full`; needs root
+    Bench {
+        /// Instead: what one packet costs in time, lookups and instructions; fails when any of it has doubled
+        #[arg(long)]
+        gate: bool,
+        /// Arguments for `nsnet bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Check formatting, lints and docs: exactly what CI checks
     Lint,
 }
@@ -76,6 +86,7 @@ fn main() -> ExitCode {
         }
         Verb::Run { args } => run::run(&args),
         Verb::Test { suite, args } => test::test(suite, &args),
+        Verb::Bench { gate, args } => bench::bench(gate, &args),
         Verb::Lint => lint::lint(),
     };
     match done {
@@ -92,6 +103,17 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::{Cli, Verb};
+
+    #[test]
+    fn bench_takes_its_own_option_and_hands_on_the_rest() {
+        let parse = |line: &[&str]| {
+            let Verb::Bench { gate, args } = Cli::parse_from(line).command else { panic!("not a bench: {line:?}") };
+            (gate, args.len())
+        };
+        assert_eq!(parse(&["xtask", "bench"]), (false, 0));
+        assert_eq!(parse(&["xtask", "bench", "--gate"]), (true, 0));
+        assert_eq!(parse(&["xtask", "bench", "--full", "--report", "here"]), (false, 3));
+    }
 
     fn run_args(line: &[&str]) -> Vec<String> {
         let Verb::Run { args } = Cli::parse_from(line).command else { panic!("not a run: {line:?}") };

@@ -45,7 +45,8 @@ pub(crate) fn everything() -> Result<()> {
     shell::note(format_args!("bpf-linker: {}", toolchain.linker.display()));
     rustup::ensure_components()?;
     test_tools()?;
-    shell::note("ready: nothing else is needed for `cargo xtask build`, `run`, `test` and `lint`");
+    bench_tools()?;
+    shell::note("ready: nothing else is needed for `cargo xtask build`, `run`, `test`, `bench` and `lint`");
     Ok(())
 }
 
@@ -83,6 +84,36 @@ pub(crate) fn test_tools() -> Result<()> {
     if shell::find("iptables").is_none() {
         debian::install(&["iptables"])?;
     }
+    // What the tests of captures read them by.
+    if shell::find("tshark").is_none() {
+        debian::install(&["tshark"])?;
+    }
+    Ok(())
+}
+
+/// What the bench makes its peers and some of its traffic with, and the packages of these programs.
+const BENCH_TOOLS: [(&str, &str); 8] = [
+    ("ip", "iproute2"),
+    ("iptables-nft-restore", "iptables"),
+    ("iptables-legacy-restore", "iptables"),
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+    ("iperf3", "iperf3"),
+    ("nginx", "nginx-light"),
+    ("wrk", "wrk"),
+];
+
+/// What the bench calls at run time. It measures without them, too, and says what it leaves out: so a machine without
+/// apt, or one where a package is not to be had, is no error.
+pub(crate) fn bench_tools() -> Result<()> {
+    let missing = |tool: &&(&str, &str)| shell::find(tool.0).is_none();
+    let mut packages: Vec<&str> = BENCH_TOOLS.iter().filter(missing).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if !packages.is_empty()
+        && let Err(error) = debian::install(&packages)
+    {
+        shell::note(format_args!("warning: the bench will leave out what needs these: {error:#}"));
+    }
     Ok(())
 }
 
@@ -104,5 +135,23 @@ fn own_linker(rustc_version: &str) -> Result<PathBuf> {
     match linker::installed(llvm) {
         Some(linker) => Ok(linker),
         None => linker::install(llvm),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BENCH_TOOLS;
+
+    /// The bench names them to who has no xtask.
+    #[test]
+    fn the_bench_names_the_same_tools() {
+        let source = include_str!("../../nsnet/src/bench/tool.rs");
+        for (program, package) in BENCH_TOOLS {
+            assert!(
+                source.contains(&format!("\"{program}\"")) && source.contains(&format!("\"{package}\"")),
+                "{program}"
+            );
+        }
+        assert!(source.contains(&format!("; {}] = [", BENCH_TOOLS.len())));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::memory::MemoryTables;
+use crate::capture::Moment;
+use crate::layout::capture_modes;
+use crate::memory::{MemoryTables, Shown};
 use crate::packet::Buffer;
 use crate::path;
 use crate::scratch::Scratch;
@@ -371,4 +373,72 @@ fn hold(mutant: &Mutant, after: &Buffer, outcome: Outcome, answered: bool) {
     if outcome.is_ok() && mutant.hook == Hook::Namespace {
         assert_eq!(objection(mutant), None, "got through: {mutant:02x?}");
     }
+}
+
+/// What is wrong with what was shown of a frame, if anything: `sent` is the frame as it came in, `left` as it was left.
+fn misshown(shown: &[Shown], tables: &MemoryTables, before: &State, sent: &[u8], left: &[u8]) -> Option<String> {
+    let after = State::of(tables);
+    let dropped = |state: &State| state.drops.values().fold(0u64, |sum, one| sum.wrapping_add(one.packets));
+    let drops = shown.iter().filter(|shown| matches!(shown.moment, Moment::Dropped(_))).count() as u64;
+    if drops != dropped(&after).wrapping_sub(dropped(before)) {
+        return Some(format!("{drops} drops are shown"));
+    }
+    for (at, one) in shown.iter().enumerate() {
+        let (earlier, later) = shown.split_at(at);
+        let begins = |other: &Shown| other.number == one.number && matches!(other.moment, Moment::Before(_));
+        let ends = |other: &Shown| {
+            let ends = matches!(other.moment, Moment::After | Moment::Again | Moment::Dropped(_));
+            other.number == one.number && ends
+        };
+        let is_right = match one.moment {
+            Moment::Before(_) => one.bytes == sent && later.iter().any(ends),
+            Moment::After => one.bytes == left && earlier.iter().any(begins),
+            Moment::Again => earlier.iter().any(begins),
+            Moment::Notice => one.bytes == left,
+            // One that is told is dropped before it is changed into what tells it.
+            Moment::Left(_) | Moment::Flooded | Moment::Passed | Moment::Dropped(_) => one.bytes == sent,
+        };
+        if !is_right {
+            return Some(format!("wrong in {:?}: {one:02x?}", shown.iter().map(|s| s.moment).collect::<Vec<_>>()));
+        }
+    }
+    None
+}
+
+#[test]
+fn every_frame_is_shown_as_it_was() {
+    let mut failures = Vec::new();
+    let mut moments: BTreeSet<u16> = BTreeSet::new();
+    let mut look = |name: &str, tables: &MemoryTables, before: &State, sent: &[u8], left: &Buffer, is_again: bool| {
+        let shown = tables.shown.take();
+        moments.extend(shown.iter().map(|shown| shown.moment.kind()));
+        // What is said of a frame that is gone, or was another before, is for the sequences to judge.
+        let flaw = if is_again { None } else { misshown(&shown, tables, before, sent, &left.bytes) };
+        failures.extend(flaw.map(|flaw| format!("{name}: {flaw}")));
+        if shown.is_empty() && !is_again {
+            failures.push(format!("{name}: nothing was shown"));
+        }
+    };
+    for case in all() {
+        let tables = case.tables(NOON);
+        tables.capture_modes.set(capture_modes::ALL);
+        let (before, mut frame) = (State::of(&tables), case.buffer());
+        let outcome = run(case.hook, &mut frame, case.port, &tables);
+        // Another program has shown that one already, and nobody is told of it.
+        let is_silent = case.is_refused() && outcome.is_err();
+        look(&case.name, &tables, &before, &case.frame, &frame, is_silent || outcome == Ok(Verdict::Again));
+    }
+    for sequence in sequences() {
+        let mut tables = sequence.tables(NOON);
+        for (number, step) in sequence.steps.iter().enumerate() {
+            step.prepare(&mut tables);
+            tables.capture_modes.set(capture_modes::ALL);
+            let before = State::of(&tables);
+            let (outcome, frame) = step.run(&tables);
+            let name = format!("{}, frame {number}", sequence.name);
+            look(&name, &tables, &before, &step.frame, &frame, outcome == Ok(Verdict::Again));
+        }
+    }
+    assert!(failures.is_empty(), "{} lines:\n{}", failures.len(), failures.join("\n"));
+    assert_eq!(moments.len(), 8, "every moment is met");
 }

@@ -74,6 +74,10 @@ pub struct Capture {
     pub modes: u32,
     /// Bytes of each frame, 1 to [`MAX_SNAPLEN`].
     pub snaplen: u32,
+    /// The process that captures, for user space.
+    pub pid: u32,
+    /// 0.
+    pub pad: u32,
 }
 
 /// Value of `CAPTURING`: what one CPU remembers from one frame to the next.
@@ -126,7 +130,7 @@ mod tests {
     #[test]
     fn sizes() {
         assert_eq!((size_of::<Dropped>(), size_of::<LastDrop>()), (32, 32 + KEPT_BYTES));
-        assert_eq!((size_of::<Capture>(), size_of::<Capturing>(), size_of::<Event>()), (16, 24, 48));
+        assert_eq!((size_of::<Capture>(), size_of::<Capturing>(), size_of::<Event>()), (24, 24, 48));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! All of it is off the way of a frame while nobody captures: there it is one word that is looked at ([`show`]).
 
 use core::arch::asm;
+use core::cell::UnsafeCell;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{
@@ -16,36 +17,56 @@ use super::{CAPTURING, RINGS, tag_of};
 /// What is captured; user space writes it while the programs run.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.capture")]
-static CAPTURE: Capture = Capture::OFF;
-const _: () = assert!(matches!(names::CAPTURE.as_bytes(), b".data.capture"));
+static CAPTURE: Shared = Shared(UnsafeCell::new(Capture::OFF));
+const _: () = assert!(matches!(names::CAPTURE_SECTION.as_bytes(), b".data.capture"));
+
+#[repr(transparent)]
+struct Shared(UnsafeCell<Capture>);
+
+// SAFETY: its words are read and written one by one, volatile, and any mixture of two values is one.
+unsafe impl Sync for Shared {}
+
+/// Reads or writes a word of [`CAPTURE`].
+macro_rules! word {
+    ($field:ident) => {
+        // SAFETY: an aligned word of our own static.
+        unsafe { (&raw const (*CAPTURE.0.get()).$field).read_volatile() }
+    };
+    ($field:ident = $value:expr) => {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*CAPTURE.0.get()).$field).write_volatile($value) }
+    };
+}
 
 /// Shows the frame to who captures; `port` is where it is counted, if that is not where it came in.
 #[inline(always)]
 pub(super) fn show(skb: *mut __sk_buff, moment: Moment, port: PortId) {
-    // SAFETY: a read of our own static; volatile, because user space changes it.
-    if unsafe { (&raw const CAPTURE.until).read_volatile() } != 0 {
+    if word!(until) != 0 {
         // In two words: the stack on the way to here is nearly full.
         let what = u64::from(moment.kind()) | u64::from(moment.reason()) << 16 | u64::from(port.0) << 32;
         tell(skb, what, moment.egress());
     }
 }
 
+/// Tells who captures of a frame: `what` is the moment's kind, the reason in the second 16 bits, the port in the third.
+///
+/// A global function, which the verifier walks through once, and not once for each place that calls it.
 #[unsafe(no_mangle)]
+#[cold]
+#[unsafe(link_section = ".text")]
 #[inline(never)]
 extern "C" fn tell(skb: *mut __sk_buff, what: u64, egress: u32) -> u64 {
-    // SAFETY: a read of our own static; volatile, because user space changes it.
-    let (until, modes) =
-        unsafe { ((&raw const CAPTURE.until).read_volatile(), (&raw const CAPTURE.modes).read_volatile()) };
     // SAFETY: takes no pointer.
     let time = unsafe { bpf_ktime_get_ns() };
-    if time >= until {
-        // Whoever captured was killed.
+    if time >= word!(until) {
+        // Whoever captured was killed. Should he be renewing it just now, that is lost, but not the next time.
+        word!(until = 0);
         return 0;
     }
     let Some(capturing) = CAPTURING.get_ptr_mut(0) else { return 0 };
     // SAFETY: the value is this CPU's own, and programs on one CPU do not interrupt one another at a hook.
     let capturing = unsafe { &mut *capturing };
-    let Some(number) = capturing.number(modes, what as u16) else { return 0 };
+    let Some(number) = capturing.number(word!(modes), what as u16) else { return 0 };
     let Some(event) = write(skb) else {
         capturing.lost = capturing.lost.wrapping_add(1);
         // What was not shown before is not shown after.
@@ -68,9 +89,9 @@ extern "C" fn tell(skb: *mut __sk_buff, what: u64, egress: u32) -> u64 {
 /// Takes room in the ring and writes what is said of the frame itself, and its first bytes; `None` when there is no room.
 #[inline(always)]
 fn write(skb: *mut __sk_buff) -> Option<*mut Event> {
-    // SAFETY: a read of our own static; volatile, because user space changes it. The context is valid.
-    let (snaplen, length) = unsafe { ((&raw const CAPTURE.snaplen).read_volatile(), (*skb).len) };
-    let wanted = u64::from(length.min(snaplen).min(MAX_SNAPLEN));
+    // SAFETY: the context is valid.
+    let length = unsafe { (*skb).len };
+    let wanted = u64::from(length.min(word!(snaplen)).min(MAX_SNAPLEN));
     // How much is taken must be known to the verifier: to it each of these is a way of its own.
     let room = if wanted <= ROOMS[0] {
         ROOMS[0]
@@ -79,7 +100,7 @@ fn write(skb: *mut __sk_buff) -> Option<*mut Event> {
     } else if wanted <= ROOMS[2] {
         ROOMS[2]
     } else {
-        MAX_SNAPLEN as u64
+        u64::from(MAX_SNAPLEN)
     };
     // In bits, and by hand: the verifier looks at the number that is passed on, and the compiler would compare another one
     // that it knows to be equal.

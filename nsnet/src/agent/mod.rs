@@ -8,7 +8,7 @@
 //!                              report ----> serve: /healthz /metrics (metrics, figures)
 //! ```
 //!
-//! The loop never waits for the kernel: what does is [`work`]. It never waits for the lock of the state either, so a verb and
+//! The loop never waits for the kernel: what does is `work`. It never waits for the lock of the state either, so a verb and
 //! the agent cannot hold each other up.
 
 mod figures;

@@ -54,7 +54,7 @@ impl Door {
     /// Opens the sockets of the agent of `host`. Fails when there is one already.
     pub(super) fn open(host: &str, listen: Option<SocketAddr>) -> Result<Self> {
         // Against another agent that begins at this moment.
-        let _held = Store::locked(host)?;
+        let _held = Store::locked(host, |_waits| ())?;
         let path = Path::new(RUN).join(format!("{host}.agent.sock"));
         match UnixStream::connect(&path) {
             Ok(other) => {

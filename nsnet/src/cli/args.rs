@@ -6,19 +6,19 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use nsnet_common::layout::FlowState;
-use nsnet_common::wire::{IpProtocol, Mac};
+use nsnet_common::wire::IpProtocol;
 
 use super::agent::AgentArgs;
+use super::apply::FileArgs;
+use super::capture::CaptureArgs;
+use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
 use super::output::Format;
 use super::upgrade::UpgradeArgs;
-use crate::model::edit::MTU_IPV4;
 use crate::model::flow::{parse_protocol, parse_state};
 use crate::model::name::Name;
-use crate::model::policy::{Filtering, Outside, Timeout, UplinkChoice};
-use crate::model::ports::PortRange;
+use crate::model::request::{AttachRequest, CableRequest, Dest, NetworkRequest, PublishArgs, RouteRequest};
 use crate::model::spec::Spec;
-use crate::model::state::mac_text;
 
 /// Network namespaces joined by an eBPF dataplane: no Linux bridge, no iptables.
 #[derive(Debug, Parser)]
@@ -54,7 +54,7 @@ pub(super) enum Command {
     #[command(subcommand)]
     Masquerade(MasqueradeVerb),
     /// Put a namespace into a network
-    Attach(AttachArgs),
+    Attach(AttachRequest),
     /// Take a namespace out of a network
     Detach {
         /// The network
@@ -82,8 +82,16 @@ pub(super) enum Command {
     Nat(NatVerb),
     /// What each port has received, sent and dropped
     Stats,
-    /// What was dropped, where and why
-    Drops,
+    /// What was dropped, where and why, and the last packet of each reason
+    Drops(DropsArgs),
+    /// Capture packets with what became of them: drops with their reason, both sides of NAT
+    Capture(CaptureArgs),
+    /// Show what `apply` would do: what comes (+), becomes another or is put right (~), and goes (-)
+    Plan(FileArgs),
+    /// Make the kernel what a file says: what is not in it is taken away, what fails is taken back
+    Apply(FileArgs),
+    /// Print the JSON schema of the file of `plan` and `apply`
+    Schema,
     /// What would become of a packet, and why: each stage, what it goes by, the verdict. Nothing is changed
     Explain(ExplainArgs),
     /// What should be, and where the kernel differs (exit code 1 then)
@@ -99,6 +107,8 @@ pub(super) enum Command {
     /// Print what the programs log, until interrupted (development builds only)
     #[cfg(feature = "log")]
     Log,
+    /// Measure it beside bridges, rules and other ways, in labs of its own, and write a report
+    Bench(super::bench::BenchArgs),
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
 }
@@ -137,18 +147,7 @@ pub(super) enum NsVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum CableVerb {
     /// Lay a cable between two namespaces
-    Add {
-        /// One namespace
-        ns_a: Name,
-        /// The other
-        ns_b: Name,
-        /// Address of the first one's end
-        #[arg(long, value_name = "CIDR")]
-        address_a: Option<IpNet>,
-        /// Address of the second one's end
-        #[arg(long, value_name = "CIDR")]
-        address_b: Option<IpNet>,
-    },
+    Add(CableRequest),
     /// Take a cable away
     Del {
         /// One namespace
@@ -164,7 +163,7 @@ pub(super) enum CableVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum NetworkVerb {
     /// Make a network
-    Add(NetworkArgs),
+    Add(NetworkRequest),
     /// Delete networks
     Del {
         /// Names
@@ -198,120 +197,17 @@ pub(super) enum MasqueradeVerb {
     },
 }
 
-/// Arguments of `network add`.
-#[derive(Debug, Args)]
-pub(super) struct NetworkArgs {
-    /// The network, and the name of the host's interface in it
-    pub name: Name,
-    /// Subnets, IPv4 and IPv6
-    #[arg(long, required = true, num_args = 1.., value_name = "CIDR")]
-    pub subnet: Vec<IpNet>,
-    /// The host's addresses; the last usable one of each subnet when left out
-    #[arg(long, num_args = 1.., value_name = "IP")]
-    pub gateway: Vec<IpAddr>,
-    /// Longest packet in bytes, without the Ethernet header; that of the default route's interface when left out
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MTU_IPV4)..))]
-    pub mtu: Option<u16>,
-    /// What its namespaces may do beyond it
-    #[command(flatten)]
-    pub outside: OutsideArgs,
-}
-
-/// Arguments of `network add` about what is beyond the network.
-#[derive(Debug, Args)]
-pub(super) struct OutsideArgs {
-    /// What leaves the network gets an address of the host's
-    #[arg(long)]
-    pub masquerade: bool,
-    /// No way out and none in: namespaces reach one another and the gateway
-    #[arg(long)]
-    pub internal: bool,
-    /// Whether other networks' namespaces are kept away; two networks reach each other when neither is isolated
-    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
-    pub isolate: bool,
-    /// The host's interface that leads out; `auto`, as when left out, follows the host's routes
-    #[arg(long, value_name = "IF|auto")]
-    pub uplink: Option<UplinkChoice>,
-    /// Ports that masqueraded flows are given when their own is taken
-    #[arg(long, value_name = "LOW-HIGH")]
-    pub snat_ports: Option<PortRange>,
-    /// Source addresses of masqueraded packets, one of each family; those of the interface they leave by when left out
-    #[arg(long, num_args = 1.., value_name = "IP")]
-    pub snat_source: Vec<IpAddr>,
-    /// Who may answer to a mapped port: who was sent to (apdf), his whole host (adf), everybody (eif)
-    #[arg(long, value_name = "apdf|adf|eif", default_value_t)]
-    pub filtering: Filtering,
-    /// Seconds that idle flows live: tcp-established, tcp-transitory, udp, dns, icmp, other
-    #[arg(long, num_args = 1.., value_name = "NAME=SECONDS")]
-    pub timeout: Vec<Timeout>,
-    /// Flows that one namespace may have established
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub flows_per_ns: Option<u32>,
-    /// Ports that one namespace may hold for its masqueraded flows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub ports_per_ns: Option<u32>,
-}
-
-impl From<&OutsideArgs> for Outside {
-    fn from(args: &OutsideArgs) -> Self {
-        Self {
-            masquerade: args.masquerade,
-            internal: args.internal,
-            isolated: args.isolate,
-            uplink: args.uplink.clone(),
-            snat_ports: args.snat_ports,
-            snat_sources: args.snat_source.clone(),
-            filtering: args.filtering,
-            timeouts: args.timeout.clone(),
-            flows_per_ns: args.flows_per_ns,
-            ports_per_ns: args.ports_per_ns,
-        }
-    }
-}
-
-/// Arguments of `attach`.
-#[derive(Debug, Args)]
-pub(super) struct AttachArgs {
-    /// The network
-    pub network: Name,
-    /// The namespace
-    pub ns: Name,
-    /// Addresses; the lowest free one of each family when left out
-    #[arg(long, num_args = 1.., value_name = "IP")]
-    pub ip: Vec<IpAddr>,
-    /// MAC of the interface in the namespace
-    #[arg(long, value_parser = mac_text::parse)]
-    pub mac: Option<Mac>,
-    /// Name of the interface in the namespace; veth-NS when left out
-    #[arg(long, value_name = "IF")]
-    pub ifname: Option<Name>,
-    /// Accept and learn foreign MACs, for a bridge or VMs inside the namespace (at most 64)
-    #[arg(long)]
-    pub learn: bool,
-    /// Check no sender: the namespace may use any address, and be a router or DHCP server
-    #[arg(long)]
-    pub trusted: bool,
-}
-
 /// Verbs of `route`.
 #[derive(Debug, Subcommand)]
 pub(super) enum RouteVerb {
     /// Add a route in a namespace
-    Add {
-        /// The namespace
-        ns: Name,
-        /// A prefix, or `default`
-        dest: String,
-        /// `via GATEWAY`; the gateway of the namespace's network when left out
-        #[arg(num_args = 0..=2, value_name = "via GATEWAY")]
-        via: Vec<String>,
-    },
+    Add(RouteRequest),
     /// Remove a route
     Del {
         /// The namespace
         ns: Name,
-        /// A prefix, or `default`
-        dest: String,
+        /// A prefix, an address, or `default`
+        dest: Dest,
     },
     /// List the routes of a namespace
     List {
@@ -324,17 +220,7 @@ pub(super) enum RouteVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum PublishVerb {
     /// Publish ports of a namespace
-    Add {
-        /// The namespace
-        ns: Name,
-        /// `[HOST_IP:][PORT[-END]:]PORT[-END][/tcp|/udp|/sctp]`: the host's address (all when left out), the host's ports
-        /// (a free one is chosen when left out, or of a range that leads to one port), the namespace's ports
-        #[arg(required = true, value_name = "SPEC")]
-        specs: Vec<Spec>,
-        /// The network by which it is reached; its first one when left out
-        #[arg(long)]
-        network: Option<Name>,
-    },
+    Add(PublishArgs),
     /// Publish them no more
     Del {
         /// The namespace
@@ -454,12 +340,12 @@ pub(super) enum NatVerb {
 }
 
 /// A prefix, or one address.
-fn prefix(text: &str) -> Result<IpNet, String> {
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     parsed.ok_or_else(|| "say an address, or a prefix such as 192.168.1.0/24".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: Option<f64> = text.parse().ok().filter(|seconds| (0.05..=86400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "say seconds, 0.05 to 86400".to_owned())
 }

@@ -5,31 +5,23 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::Answer;
-use super::args::AttachArgs;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
 use crate::kernel::netlink::Netlink;
+use crate::kernel::netns::NetNs;
 use crate::kernel::observe::Scope;
 use crate::model::drift::Object;
-use crate::model::edit::{AttachRequest, default_route};
+use crate::model::edit::default_route;
 use crate::model::name::Name;
+use crate::model::request::AttachRequest;
 use crate::model::state::{Attachment, State};
 
-pub(super) fn attach(host: &Host, format: Format, args: &AttachArgs) -> Answer {
-    host.member(args.ns.as_str())?;
-    let request = AttachRequest {
-        network: args.network.clone(),
-        ns: args.ns.clone(),
-        ips: args.ip.clone(),
-        mac: args.mac,
-        interface: args.ifname.clone(),
-        learn: args.learn,
-        trusted: args.trusted,
-    };
+pub(super) fn attach(host: &Host, format: Format, request: &AttachRequest) -> Answer {
+    host.member(request.ns.as_str())?;
     let change = host.change_and_repair(
         |state| {
             let was_known = state.attachment(&request.network, &request.ns).is_some();
-            let port = state.attach(&request)?;
+            let port = state.attach(request)?;
             if !was_known {
                 give_default_routes(host, state, &port)?;
             }
@@ -49,7 +41,10 @@ pub(super) fn objects<'a>(state: &'a State, port: &'a Attachment) -> impl Iterat
 
 /// Gives a namespace default routes where its network has a way out, and somebody else has not given it one before.
 pub(super) fn give_default_routes(host: &Host, state: &mut State, port: &Attachment) -> anyhow::Result<()> {
-    let Ok(ns) = host.member(port.ns.as_str()) else { return Ok(()) };
+    if NetNs::find(port.ns.as_str())?.is_none() {
+        return Ok(());
+    }
+    let ns = host.member(port.ns.as_str())?;
     let routes = Netlink::inside(&ns)?.routes()?;
     state.add_default_routes(port, |v4| routes.iter().any(|route| route.dest == default_route(v4)));
     Ok(())

@@ -14,12 +14,12 @@ use crate::model::state::Cable;
 
 pub(super) fn run(host: &Host, format: Format, verb: &CableVerb) -> Answer {
     match verb {
-        CableVerb::Add { ns_a, ns_b, address_a, address_b } => {
-            for ns in [ns_a, ns_b] {
+        CableVerb::Add(request) => {
+            for ns in [&request.a, &request.b] {
                 host.member(ns.as_str())?;
             }
             let change = host.change_and_repair(
-                |state| Ok(state.add_cable([(ns_a, *address_a), (ns_b, *address_b)])?),
+                |state| Ok(state.add_cable(request)?),
                 |_state, cable| Scope::these([Object::cable(cable)]),
             )?;
             output::print_one(format, &table(&[change.answer]))?;

@@ -1,14 +1,19 @@
 //! What the user types: one function for each verb.
 
 mod agent;
+mod apply;
 mod args;
 mod attach;
+mod bench;
 mod bypassed;
 mod cable;
+mod capture;
 mod ct;
 mod demo;
 mod doctor;
+mod drops;
 mod explain;
+mod interrupt;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
@@ -74,16 +79,28 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Ct(verb) => ct::run(&host()?, format, verb),
         Command::Nat(_list) => nat::list(&host()?, format),
         Command::Stats => show::stats(&host()?, format),
-        Command::Drops => show::drops(&host()?, format),
+        Command::Drops(args) => drops::drops(&host()?, format, args),
+        Command::Capture(args) => capture::capture(&host()?, format, args),
         Command::Explain(args) => explain::explain(&host()?, format, args),
         #[cfg(feature = "log")]
         Command::Log => log::log(&host()?),
+        // A file is read first, as the caller sees it.
+        Command::Plan(args) => {
+            let wanted = args.read()?;
+            apply::plan(&host()?, format, wanted.as_ref())
+        }
+        Command::Apply(args) => {
+            let wanted = args.read()?;
+            apply::apply(&host()?, format, wanted.as_ref())
+        }
+        Command::Schema => apply::schema(),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
         Command::Upgrade(args) => upgrade::run(&host()?, format, args),
         Command::Agent(args) => agent::agent(host()?, format, args),
-        // These come without: one looks why there may be no host, the other makes one of its own.
+        // These come without: one looks why there may be no host, the others make one of their own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
+        Command::Bench(args) => bench::bench(format, args),
         Command::Demo(args) => demo::demo(format, args),
     }
 }

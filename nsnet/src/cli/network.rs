@@ -5,24 +5,21 @@ use std::process::ExitCode;
 use nsnet_common::layout::Policy;
 use serde_json::json;
 
-use super::args::{NetworkArgs, NetworkVerb};
+use super::args::NetworkVerb;
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, attach, bypassed};
 use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::kernel::uplink;
 use crate::model::drift::Object;
-use crate::model::edit::NetworkRequest;
 use crate::model::name::Name;
 use crate::model::policy::{Outside, TimeoutKind};
+use crate::model::request::NetworkRequest;
 use crate::model::state::{Network, State};
-
-/// The MTU when neither the user nor a default route gives one.
-const ETHERNET_MTU: u16 = 1500;
 
 pub(super) fn run(host: &Host, format: Format, verb: &NetworkVerb) -> Answer {
     match verb {
-        NetworkVerb::Add(args) => add(host, format, args),
+        NetworkVerb::Add(request) => add(host, format, request),
         NetworkVerb::Del { names, force } => delete(host, names, *force),
         NetworkVerb::List => {
             let state = host.state()?;
@@ -33,21 +30,14 @@ pub(super) fn run(host: &Host, format: Format, verb: &NetworkVerb) -> Answer {
     }
 }
 
-fn add(host: &Host, format: Format, args: &NetworkArgs) -> Answer {
-    let request = NetworkRequest {
-        name: args.name.clone(),
-        subnets: args.subnet.clone(),
-        gateways: args.gateway.clone(),
-        mtu: args.mtu,
-        default_mtu: default_mtu(host)?,
-        outside: Outside::from(&args.outside),
-    };
+fn add(host: &Host, format: Format, request: &NetworkRequest) -> Answer {
+    let default_mtu = host.default_mtu()?;
     let loads = !host.dataplane.is_loaded();
-    let change = with_progress(&format!("making network {}", args.name), || {
+    let change = with_progress(&format!("making network {}", request.name), || {
         host.change_and_repair(
             |state| {
                 let was_known = state.networks.contains_key(&request.name);
-                let network = state.add_network(&request)?;
+                let network = state.add_network(request, default_mtu)?;
                 if was_known {
                     // Interfaces may have come and gone.
                     uplink::look_around(host, &state.networks.clone(), state)?;
@@ -76,13 +66,6 @@ fn objects(state: &State, network: &Network) -> impl Iterator<Item = Object> {
     let publishes = state.publishes.iter().filter(|publish| publish.network == network.name).map(Object::publish);
     let uplinks = state.uplinks.iter().map(Object::uplink);
     of_host.into_iter().chain(ports).chain(publishes).chain(uplinks)
-}
-
-/// As netavark does: that of the default route's interface.
-fn default_mtu(host: &Host) -> anyhow::Result<u16> {
-    let Some(index) = host.netlink.default_route_interface()? else { return Ok(ETHERNET_MTU) };
-    let link = host.netlink.link_by_index(index)?;
-    Ok(link.map_or(ETHERNET_MTU, |link| u16::try_from(link.mtu).unwrap_or(u16::MAX)))
 }
 
 fn delete(host: &Host, names: &[Name], force: bool) -> Answer {

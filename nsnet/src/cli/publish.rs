@@ -14,14 +14,14 @@ use crate::kernel::publish::PublishMaps;
 use crate::kernel::{ports, reserved};
 use crate::model::Refusal;
 use crate::model::drift::Object;
-use crate::model::name::Name;
 use crate::model::ports::PortRange;
-use crate::model::publish::{HostPorts, Publish, PublishRequest};
-use crate::model::spec::{Protocol, Spec, endpoint};
+use crate::model::publish::{HostPorts, Publish};
+use crate::model::request::PublishArgs;
+use crate::model::spec::{Protocol, endpoint};
 
 pub(super) fn run(host: &Host, format: Format, verb: &PublishVerb) -> Answer {
     match verb {
-        PublishVerb::Add { ns, specs, network } => add(host, format, ns, specs, network.as_ref())?,
+        PublishVerb::Add(args) => add(host, format, args)?,
         PublishVerb::Del { ns, specs } => host.change(|state| {
             for spec in specs {
                 state.delete_publish(ns, spec);
@@ -33,21 +33,14 @@ pub(super) fn run(host: &Host, format: Format, verb: &PublishVerb) -> Answer {
     Ok(ExitCode::SUCCESS)
 }
 
-fn add(host: &Host, format: Format, ns: &Name, specs: &[Spec], network: Option<&Name>) -> anyhow::Result<()> {
+fn add(host: &Host, format: Format, args: &PublishArgs) -> anyhow::Result<()> {
     let change = host.change_and_repair(
         |state| {
-            let addresses: Vec<IpAddr> = host.netlink.all_addresses()?.iter().map(|(_, net)| net.addr()).collect();
-            let (automatic, reserved) = (ports::automatic()?, reserved::current()?);
-            let first_busy = |protocol: Protocol, ip: IpAddr, range: PortRange| {
-                ports::first_busy(protocol, ip, range, &addresses).map_err(|error| Refusal(error.to_string()))
-            };
-            let ports = HostPorts { addresses: &addresses, automatic, reserved: &reserved, first_busy: &first_busy };
-            let mut made = Vec::new();
-            for spec in specs {
-                let request = PublishRequest { ns: ns.clone(), network: network.cloned(), spec: spec.clone() };
-                made.push(state.add_publish(&request, &ports)?);
-            }
-            Ok(made)
+            with_host_ports(host, |ports| {
+                args.requests()
+                    .map(|request| Ok(state.add_publish(&request, ports)?))
+                    .collect::<anyhow::Result<Vec<_>>>()
+            })
         },
         |_state, made| Scope::these(made.iter().map(Object::publish).chain([Object::Pools, Object::ReservedPorts])),
     )?;
@@ -57,6 +50,19 @@ fn add(host: &Host, format: Format, ns: &Name, specs: &[Spec], network: Option<&
         table.row([ns, host_ip, host_ports, target, protocol, spec]);
     }
     Ok(output::print_one(format, &table)?)
+}
+
+/// Does `work` with what publishing has to know of the host.
+pub(super) fn with_host_ports<T>(
+    host: &Host,
+    work: impl FnOnce(&HostPorts<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let addresses: Vec<IpAddr> = host.netlink.all_addresses()?.iter().map(|(_, net)| net.addr()).collect();
+    let (automatic, reserved) = (ports::automatic()?, reserved::current()?);
+    let first_busy = |protocol: Protocol, ip: IpAddr, range: PortRange| {
+        ports::first_busy(protocol, ip, range, &addresses).map_err(|error| Refusal(error.to_string()))
+    };
+    work(&HostPorts { addresses: &addresses, automatic, reserved: &reserved, first_busy: &first_busy })
 }
 
 fn list(host: &Host, format: Format) -> anyhow::Result<()> {

@@ -1,10 +1,7 @@
 //! `nsnet route`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
-use ipnet::IpNet;
 use serde_json::json;
 
 use super::Answer;
@@ -15,16 +12,15 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::observe::Scope;
 use crate::model::drift::Object;
 use crate::model::name::Name;
+use crate::model::request::RouteRequest;
 
 pub(super) fn run(host: &Host, format: Format, verb: &RouteVerb) -> Answer {
     match verb {
-        RouteVerb::Add { ns, dest, via } => add(host, format, ns, dest, via),
+        RouteVerb::Add(request) => add(host, format, request),
         RouteVerb::Del { ns, dest } => {
-            let (v4, v6) = (parse_dest(dest, true)?, parse_dest(dest, false)?);
             host.change(|state| {
-                state.delete_route(ns, v4);
                 // `default` is the default route of either family.
-                state.delete_route(ns, v6);
+                [true, false].into_iter().for_each(|v4| state.delete_route(ns, dest.of_family(v4)));
                 Ok(())
             })?;
             Ok(ExitCode::SUCCESS)
@@ -33,23 +29,15 @@ pub(super) fn run(host: &Host, format: Format, verb: &RouteVerb) -> Answer {
     }
 }
 
-fn add(host: &Host, format: Format, ns: &Name, dest: &str, via: &[String]) -> Answer {
-    host.member(ns.as_str())?;
-    let via: Option<IpAddr> = match via {
-        [] => None,
-        [word, gateway] if word == "via" => {
-            Some(gateway.parse().with_context(|| format!("route to {dest}: gateway {gateway:?}"))?)
-        }
-        _ => bail!("route to {dest}: after the destination comes nothing, or `via GATEWAY`"),
-    };
-    let dest = parse_dest(dest, via.is_none_or(|ip| ip.is_ipv4()))?;
+fn add(host: &Host, format: Format, request: &RouteRequest) -> Answer {
+    host.member(request.ns.as_str())?;
     let change = host.change_and_repair(
-        |state| Ok(state.add_route(ns, dest, via)?),
+        |state| Ok(state.add_route(request)?),
         |_state, route| Scope::these([Object::route(route)]),
     )?;
     let route = change.answer;
     let mut table = Table::new(&["ns", "dest", "via"]);
-    table.row([json!(ns), json!(route.dest), json!(route.via)]);
+    table.row([json!(route.ns), json!(route.dest), json!(route.via)]);
     output::print_one(format, &table)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -64,14 +52,4 @@ fn list(host: &Host, format: Format, ns: &Name) -> Answer {
     }
     output::print(format, &table)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A prefix, a single address, or `default`.
-fn parse_dest(text: &str, v4: bool) -> anyhow::Result<IpNet> {
-    if text == "default" {
-        let any = if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-        return Ok(IpNet::new(any, 0)?);
-    }
-    let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    parsed.with_context(|| format!("{text:?} is no destination; say a prefix such as 192.168.1.0/24, or `default`"))
 }

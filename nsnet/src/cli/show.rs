@@ -1,13 +1,13 @@
-//! What the dataplane knows and has counted: `fdb`, `neigh`, `stats`, `drops`.
+//! What the dataplane knows and has counted: `fdb`, `neigh`, `stats`.
 
 use std::process::ExitCode;
 
-use nsnet_common::layout::{Dropped, PortId, Traffic};
-use nsnet_common::verdict::DropReason;
+use nsnet_common::layout::PortId;
 use serde_json::{Value, json};
 
 use super::Answer;
 use super::output::{self, Format, Table};
+use crate::kernel::capture::monotonic;
 use crate::kernel::host::Host;
 use crate::model::state::Member;
 
@@ -24,7 +24,7 @@ pub(super) fn fdb(host: &Host, format: Format) -> Answer {
         ]);
     }
     if host.dataplane.is_loaded() {
-        let (now, members) = (monotonic_ns()?, state.members());
+        let (now, members) = (monotonic()?, state.members());
         let mut learned: Vec<_> = host.maps().stations()?;
         learned.retain(|(_, station)| !station.is_fixed() && station.is_alive(now));
         learned.sort_by_key(|(key, _)| (key.network, key.mac));
@@ -107,35 +107,8 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn drops(host: &Host, format: Format) -> Answer {
-    let state = host.state()?;
-    let mut table = Table::new(&["port", "reason", "packets", "bytes", "meaning"]);
-    if host.dataplane.is_loaded() {
-        let members = state.members();
-        for ((port, code), Dropped { traffic: Traffic { packets, bytes }, .. }) in host.maps().drops()? {
-            let reason = DropReason::from_code(code);
-            let uplink = state.uplink(port).map(|uplink| uplink.interface.clone());
-            table.row([
-                json!(uplink.or_else(|| port_name(&members, port))),
-                json!(reason.map_or_else(|| format!("code-{code}"), |reason| reason.label().to_owned())),
-                json!(packets),
-                json!(bytes),
-                json!(reason.map(DropReason::sentence)),
-            ]);
-        }
-    }
-    output::print(format, &table)?;
-    Ok(ExitCode::SUCCESS)
-}
-
 /// The interface of a port; its number for one that is gone, and nothing for what was no port.
 fn port_name(members: &[Member<'_>], id: PortId) -> Option<String> {
     let member = members.iter().find(|member| member.port == id).map(|member| member.interface.to_owned());
     member.or_else(|| (id != PortId::NONE).then(|| format!("port-{}", id.0)))
-}
-
-/// The clock that the dataplane stamps with.
-fn monotonic_ns() -> nix::Result<u64> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }

@@ -4,34 +4,43 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::Answer;
 use super::output::{self, Format, Table, with_progress};
-use crate::kernel::host::Host;
+use super::{Answer, apply};
+use crate::kernel::host::{Change, Host};
 use crate::kernel::object::Object;
-use crate::kernel::observe::{self, Scope};
+use crate::kernel::observe::Scope;
+use crate::model::diff::diff;
+use crate::model::drift::Drift;
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
-    let state = host.state()?;
     let mut table = Table::new(&["object", "drift"]);
-    // What is not ours to read is not compared.
-    let drift = match host.check_pins() {
-        Ok(()) => with_progress("comparing with the kernel", || observe::drift(host, &state, &Scope::Everything))?,
-        Err(error) => {
+    let change = match host.foreign_pins()? {
+        None => {
+            with_progress("comparing with the kernel", || host.preview(|_state| Ok(()), |_state, ()| Scope::Everything))?
+        }
+        // What is not ours to read is not compared.
+        Some(error) => {
             table.row([json!("dataplane"), json!(error.to_string())]);
-            Vec::new()
+            let state = host.state()?;
+            Change { answer: (), old: state.clone(), new: state, drift: Vec::new(), steps: Vec::new() }
         }
     };
+    let state = &change.old;
     if let Some(disorder) = host.disorder()? {
         table.row([json!("state"), json!(disorder)]);
     }
-    for (object, difference) in drift.iter().flat_map(|drift| drift.differences.iter().map(|d| (&drift.object, d))) {
-        table.row([json!(object.to_string()), json!(difference.to_string())]);
+    for Drift { object, differences } in &change.drift {
+        for difference in differences {
+            table.row([json!(object.to_string()), json!(difference.to_string())]);
+        }
     }
     let loaded = host.dataplane.is_loaded();
-    let word = if loaded { "loaded" } else { "not loaded" };
+    let dataplane = if loaded { "loaded" } else { "not loaded" };
     let build = if loaded { host.dataplane.build()? } else { None };
     let here = Object::own()?.build(host.features);
     let is_due = loaded && build.as_ref().is_none_or(|build| build.id != here);
+    let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
+    let is_well = table.is_empty() && changes.is_empty();
     match format {
         Format::Json => output::print_json(&json!({
             "networks": state.networks.len(),
@@ -41,16 +50,18 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "routes": state.routes.len(),
             "uplinks": state.uplinks.len(),
             "publishes": state.publishes.len(),
-            "dataplane": word,
+            "dataplane": dataplane,
             "build": build.as_ref().map(|build| build.id.to_string()),
             "build_version": build.as_ref().map(|build| build.version.as_str()),
             "build_here": here.to_string(),
             "upgrade_due": is_due,
             "drift": table.to_json(),
+            "steps": apply::to_json(&changes),
         }))?,
         Format::Table => {
             output::line(&format!(
-                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; dataplane {word}{}",
+                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; \
+                 dataplane {dataplane}{}",
                 state.networks.len(),
                 state.namespaces.len(),
                 state.attachments.len(),
@@ -63,15 +74,20 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             if is_due {
                 output::note(&format!("other programs are loaded than this nsnet's (build {here}): `nsnet upgrade`"));
             }
-            if table.is_empty() {
+            if is_well {
                 output::line("no drift: the kernel is as it should be")?;
-            } else {
+            }
+            if !table.is_empty() {
                 output::print(format, &table)?;
-                output::note("adding the object again with its arguments repairs it");
+            }
+            if !changes.is_empty() {
+                output::line("`nsnet apply` would:")?;
+                let steps = changes.iter().flat_map(|change| &change.steps);
+                steps.map(|step| format!("  {step}")).try_for_each(|step| output::line(&step))?;
             }
         }
     }
-    Ok(if table.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn down(host: &Host) -> Answer {

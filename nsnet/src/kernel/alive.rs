@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapError, MapType};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_DEVMAP;
+use nix::errno::Errno;
 
 use super::dataplane::{self, refused};
 use super::error::{Doing as _, KernelError, Result};
-use super::store::{self, BPFFS};
+use super::lock::{Lock, Sharing};
+use super::store::{self, BPFFS, RUN};
 
 const PREFIX: &str = "alive-";
 
@@ -54,8 +56,9 @@ pub(crate) fn unmark(host: &str) -> Result<()> {
     }
 }
 
-/// Removes what is left of hosts whose namespace is gone, and tells their names. To be called under the lock.
+/// Removes what is left of hosts whose namespace is gone, and tells their names. Nothing while somebody else does so.
 pub(crate) fn sweep() -> Result<Vec<String>> {
+    let Some(_lock) = Lock::if_free(&Path::new(RUN).join("lock"), Sharing::Alone)? else { return Ok(Vec::new()) };
     let what = || format!("list {BPFFS}");
     let entries = match fs::read_dir(BPFFS) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -80,7 +83,11 @@ pub(crate) fn sweep() -> Result<Vec<String>> {
 fn is_gone(host: &str) -> Result<bool> {
     let path = path_of(host);
     let what = || format!("read the mark {}", path.display());
-    let data = MapData::from_pin(&path).map_err(|error| refused(what(), error))?;
+    let data = match MapData::from_pin(&path).map_err(|error| refused(what(), error)) {
+        // Its host has taken it away meanwhile.
+        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(false),
+        data => data?,
+    };
     let kind = data.info().and_then(|info| info.map_type()).map_err(|error| refused(what(), error))?;
     if kind != MapType::DevMap {
         return Err(KernelError::refused(what(), "it is none of ours").with_remedy("delete it"));

@@ -3,6 +3,7 @@
 //! Sent from inside the namespace, so that they go the way of all its frames and are checked like them.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::thread;
 
 use bytes::{BufMut as _, BytesMut};
 use nsnet_common::checksum::Sum;
@@ -17,7 +18,9 @@ use crate::lab::RawSocket;
 
 /// Announces `ips` at `mac` on `interface` of the calling thread's namespace.
 pub fn announce(interface: &str, mac: Mac, ips: &[IpAddr]) -> Result<()> {
-    let failed = |error| KernelError::refused(format!("announce the addresses of {interface}"), error);
+    let failed = |error: anyhow::Error| {
+        KernelError::refused(format!("announce the addresses of {interface}"), format!("{error:#}"))
+    };
     let socket = RawSocket::open(interface).map_err(failed)?;
     for ip in ips {
         let frame = match ip {
@@ -26,6 +29,9 @@ pub fn announce(interface: &str, mac: Mac, ips: &[IpAddr]) -> Result<()> {
         };
         socket.send(&frame).map_err(failed)?;
     }
+    // Its end waits until no CPU can be using it (packet_release: 12 ms). Nobody has to wait with it: where no thread is
+    // to be had, it ends here.
+    let _ended_later = thread::Builder::new().spawn(move || drop(socket));
     Ok(())
 }
 

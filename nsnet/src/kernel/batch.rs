@@ -52,12 +52,13 @@ pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
     }
 }
 
-/// The same for a map of whatever entries, as bytes.
-pub(super) fn for_each_raw(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+/// Calls `each` with every entry of a map, of whatever kind, as bytes: its key, and its value, or those of all CPUs one behind
+/// the other.
+pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
     let mut reader = Reader::new(map, name)?;
     loop {
         let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
-        for (key, value) in reader.raw_entries() {
+        for (key, value) in reader.raw() {
             each(key, value)?;
         }
         if !is_more {
@@ -144,16 +145,16 @@ impl Reader {
         }
     }
 
-    /// What was read last, as bytes.
-    pub(super) fn raw_entries(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.keys.chunks_exact(self.key_size).zip(self.values.chunks_exact(self.value_size)).take(self.filled)
-    }
-
     /// What was read last.
     pub(super) fn entries<K: FromBytes, V: FromBytes>(&self) -> impl Iterator<Item = (K, V)> {
         // The sizes are those of the types, or there is no entry.
-        self.raw_entries()
-            .filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?)))
+        self.raw().filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?)))
+    }
+
+    /// The same as bytes.
+    fn raw(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let keys = self.keys.chunks_exact(self.key_size);
+        keys.zip(self.values.chunks_exact(self.value_size)).take(self.filled)
     }
 
     fn read(&mut self, map: &MapData) -> nix::Result<()> {

@@ -53,15 +53,15 @@ impl Netlink {
 
     /// The eBPF filters for what comes in by an interface.
     pub fn bpf_filters(&self, index: u32) -> Result<Vec<BpfFilter>> {
-        self.filters_in(index, INGRESS)
+        self.filters(index, INGRESS)
     }
 
     /// The same for what goes out.
-    pub fn bpf_filters_out(&self, index: u32) -> Result<Vec<BpfFilter>> {
-        self.filters_in(index, EGRESS)
+    pub fn bpf_filters_at_egress(&self, index: u32) -> Result<Vec<BpfFilter>> {
+        self.filters(index, EGRESS)
     }
 
-    fn filters_in(&self, index: u32, side: TcHandle) -> Result<Vec<BpfFilter>> {
+    fn filters(&self, index: u32, side: TcHandle) -> Result<Vec<BpfFilter>> {
         let request = RouteNetlinkMessage::GetTrafficFilter(at(index, side));
         let what = format_args!("list the filters of interface {index}");
         Ok(none_without_tc(self.dump(&request, what))?.iter().filter_map(read_filter).collect())

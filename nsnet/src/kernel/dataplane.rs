@@ -126,7 +126,7 @@ impl Dataplane {
             if let Some((_, from)) = reused.iter().find(|(reused, _)| *reused == name) {
                 fs::hard_link(from, &to).doing(|| format!("pin map {name}"))?;
             } else {
-                let map = ebpf.map(name).ok_or_else(|| missing("map", name))?;
+                let map = ebpf.map(names::in_object(name)).ok_or_else(|| missing("map", name))?;
                 map.pin(to).map_err(|error| refused(format!("pin map {name}"), error))?;
             }
         }

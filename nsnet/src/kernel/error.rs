@@ -101,7 +101,7 @@ pub(crate) fn unless<T>(result: Result<T>, harmless: &[Errno]) -> Result<bool> {
 }
 
 /// Names come from users, files and the kernel: no control character reaches a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -5,6 +5,8 @@
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
@@ -22,6 +24,9 @@ use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netlink::Netlink;
 use super::pins::Pins;
+
+/// How long taking a program off may take.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Which side of which interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,17 +111,22 @@ impl Seat {
             Order::Before(seat, pins) | Order::After(seat, pins) if features.tcx => Some(seat.open_link(pins)?),
             Order::Before(..) | Order::After(..) | Order::Last => None,
         };
-        let options = match (&neighbour, order) {
+        let options = || match (&neighbour, order) {
             _ if !features.tcx => Ok(self.netlink_options()),
             (Some(link), Order::Before(..)) => LinkOrder::before_link(link).map(TcAttachOptions::TcxOrder),
             (Some(link), Order::After(..)) => LinkOrder::after_link(link).map(TcAttachOptions::TcxOrder),
             (Some(_) | None, Order::Last) | (None, _) => Ok(TcAttachOptions::TcxOrder(LinkOrder::default())),
         };
-        let options = options.map_err(|error| refused(what(), error))?;
-        let link = match put(&mut program, &self.interface, self.hook, options) {
-            // What drops all may be any that does.
-            Err(error) if self.is_behind && error.errno() == Some(Errno::EEXIST) => return Ok(()),
-            link => link?,
+        let began = Instant::now();
+        let link = loop {
+            let options = options().map_err(|error| refused(what(), error))?;
+            match put(&mut program, &self.interface, self.hook, options) {
+                // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
+                Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
+                    thread::sleep(GRACE / 100);
+                }
+                link => break link?,
+            }
         };
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         if !features.tcx {
@@ -194,7 +204,7 @@ impl Seat {
     fn filters(&self, netlink: Ask<'_>) -> Result<Vec<BpfFilter>> {
         let Ok(index) = if_nametoindex(self.interface.as_str()) else { return Ok(Vec::new()) };
         let filters = match self.hook.attach_type() {
-            TcAttachType::Egress => netlink()?.bpf_filters_out(index)?,
+            TcAttachType::Egress => netlink()?.bpf_filters_at_egress(index)?,
             TcAttachType::Ingress | TcAttachType::Custom(_) => netlink()?.bpf_filters(index)?,
         };
         Ok(filters.into_iter().filter(|filter| filter.name == self.program()).collect())

@@ -18,14 +18,17 @@ use super::place::{self, Place};
 use super::reserved;
 use super::signals::Uninterrupted;
 use super::sockets;
-use super::steps;
-use super::store::{self, BPFFS, Record, Store};
+use super::steps::{self, Around};
+use super::store::{BPFFS, Record, Store};
 use super::upgrade;
 use super::uplink;
 use crate::model::drift::Drift;
 use crate::model::name::Name;
 use crate::model::plan::{Step, plan};
 use crate::model::state::State;
+
+/// The MTU when neither the user nor a default route gives one.
+const ETHERNET_MTU: u16 = 1500;
 
 /// A change of the state, and what it takes.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ pub struct Host {
     pub key: String,
     /// Told of each step and the time it took.
     pub on_step: fn(&Step, Duration),
-    /// Told what went wrong without making the verb fail.
+    /// Told what went wrong without making the verb fail, and what it waits for.
     pub on_note: fn(&str),
     /// What of `features` could not be found out.
     doubt: Option<String>,
@@ -110,17 +113,20 @@ impl Host {
 
     /// What the file has to do with the kernel, when it cannot be believed: a verb was cut off, or the file is gone.
     pub fn disorder(&self) -> Result<Option<String>> {
-        let record = self.record()?;
-        if !record.under_way.is_empty() && !store::is_busy()? {
-            return Ok(Some(
-                "a verb was cut off: the next one that changes something takes back what it did".to_owned(),
-            ));
+        let is_so = |record: &Record| Ok(!record.under_way.is_empty() || upgrade::is_cut_off(self)? || self.is_lost(record)?);
+        if !is_so(&self.record()?)? {
+            return Ok(None);
         }
-        if upgrade::is_cut_off(self)? && !store::is_busy()? {
-            return Ok(Some("an upgrade was cut off: the next verb that changes something takes it back".to_owned()));
-        }
-        let is_lost = self.is_lost(&record)? && !store::is_busy()?;
-        Ok(is_lost.then(|| format!("{}; {}", Self::LOST, Self::REMEDY)))
+        // It looks the same while a verb is under way.
+        let store = Store::shared(&self.key, self.on_note)?;
+        let record = store.load()?;
+        Ok(if !record.under_way.is_empty() {
+            Some("a verb was cut off: the next one that changes something takes back what it did".to_owned())
+        } else if upgrade::is_cut_off(self)? {
+            Some("an upgrade was cut off: the next verb that changes something takes it back".to_owned())
+        } else {
+            self.is_lost(&record)?.then(|| format!("{}; {}", Self::LOST, Self::REMEDY))
+        })
     }
 
     const LOST: &str = "a dataplane is loaded, and the file that says what for is gone";
@@ -140,14 +146,26 @@ impl Host {
         Ok(ns)
     }
 
+    /// The MTU of a network for which none is asked for: as netavark does, that of the default route's interface.
+    pub fn default_mtu(&self) -> Result<u16> {
+        let Some(index) = self.netlink.default_route_interface()? else { return Ok(ETHERNET_MTU) };
+        let link = self.netlink.link_by_index(index)?;
+        Ok(link.map_or(ETHERNET_MTU, |link| u16::try_from(link.mtu).unwrap_or(u16::MAX)))
+    }
+
     /// Refuses what would not outlive this command: a mount made in a private mount namespace goes with it.
     pub fn check_mounts_last(&self, verb: &str) -> Result<()> {
-        match &self.place {
-            Place::Stuck { why } => {
+        let why = match &self.place {
+            Place::Stuck { why } => Some(why.clone()),
+            Place::Unknown => place::why_private()?,
+            Place::Home | Place::Entered { .. } => None,
+        };
+        match why {
+            Some(why) => {
                 Err(KernelError::refused(verb, format!("what it mounts would vanish with this command ({why})"))
                     .with_remedy("run it outside, with --host-ns NAME"))
             }
-            Place::Home | Place::Entered { .. } => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -166,7 +184,7 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.change_in(Store::locked(&self.key)?, edit, look)
+        self.change_in(&Store::locked(&self.key, self.on_note)?, edit, look)
     }
 
     /// The same without waiting: `None` when another verb is under way, and nothing was done.
@@ -176,39 +194,44 @@ impl Host {
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
         match Store::locked_if_free(&self.key)? {
-            Some(store) => self.change_in(store, edit, look).map(Some),
+            Some(store) => self.change_in(&store, edit, look).map(Some),
             None => Ok(None),
         }
     }
 
     fn change_in<T>(
         &self,
-        store: Store,
+        store: &Store,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
         let _whole = Uninterrupted::begin()?;
-        let old = self.settled(&store)?;
+        let old = self.settled(store)?;
         let change = self.prepare(old, edit, look)?;
+        self.check(&change.steps)?;
         if !change.new.is_empty() {
             self.mark();
         }
-        if !change.steps.is_empty() {
-            self.replace(&store, &change.old, &change.new, &change.steps)?;
+        let outcome = if !change.steps.is_empty() {
+            self.replace(store, &change.old, &change.new, &change.steps)
         } else if change.new != change.old {
-            store.save(&change.new)?;
-        }
-        self.tidy(&change.new);
-        Ok(change)
+            store.save(&change.new)
+        } else {
+            Ok(())
+        };
+        self.tidy(store);
+        outcome.map(|()| change).map_err(Into::into)
     }
 
-    /// What such a change would do. Nothing is changed; what would be refused is refused.
+    /// What such a change would do, with no other under way. Nothing is changed, and only what the edit refuses is
+    /// refused: see [`Host::check`].
     pub fn preview<T>(
         &self,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.prepare(self.state()?, edit, look)
+        let store = Store::shared(&self.key, self.on_note)?;
+        self.prepare(store.load()?.state, edit, look)
     }
 
     /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
@@ -234,13 +257,18 @@ impl Host {
         reserved::note_before(&mut new)?;
         let drift = observe::drift(self, &old, &scope)?;
         let steps = plan(&old, &new, &drift);
-        self.check_possible(&steps)?;
         Ok(Change { answer, old, new, drift, steps })
     }
 
     /// Refuses to read or change what others have put among the pins, or what another nsnet keeps otherwise.
     pub fn check_pins(&self) -> Result<()> {
         if self.dataplane.loaded()? { self.dataplane.check(self.features) } else { Ok(()) }
+    }
+
+    /// The same with no verb under way: what is to be told, if anything.
+    pub fn foreign_pins(&self) -> Result<Option<KernelError>> {
+        let _still = Store::shared(&self.key, self.on_note)?;
+        Ok(self.check_pins().err())
     }
 
     /// The state, once what a verb that was cut off has done is taken back. While that fails, nothing else is done.
@@ -266,21 +294,21 @@ impl Host {
     fn replace(&self, store: &Store, old: &State, new: &State, steps: &[Step]) -> Result<()> {
         store.begin(old, new, steps)?;
         let mut begun = 0;
-        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).or_else(|error| {
+        let outcome = self.carry_out(steps, &mut begun).and_then(|()| store.commit(new)).map_err(|error| {
             // The step that failed may be half done; undoing it is harmless.
             let undone = self.take_back(steps.get(..begun).unwrap_or(steps)).and_then(|()| store.abandon(old));
-            Err(match undone {
+            match undone {
                 Ok(()) => error,
                 Err(left) => KernelError::refused("finish", format!("{error}; and taking it back failed: {left}"))
                     .with_remedy("the next verb tries again"),
-            })
+            }
         });
         self.deleted.take();
         outcome
     }
 
-    /// Nothing is changed before it is known that it can be done.
-    fn check_possible(&self, steps: &[Step]) -> Result<()> {
+    /// Fails when some step cannot be done, as far as can be told without doing it: then nothing is changed.
+    pub fn check(&self, steps: &[Step]) -> Result<()> {
         let has = |is_meant: fn(&Step) -> bool| steps.iter().any(|step| is_meant(step.inner()));
         let loads = has(|step| *step == Step::LoadDataplane);
         if has(needs_the_dataplane) {
@@ -298,7 +326,8 @@ impl Host {
         if mounts || (loads && !mounts::is_bpffs(Path::new(BPFFS))?) {
             self.check_mounts_last(if mounts { "make a namespace" } else { "mount the pins' file system" })?;
         }
-        steps.iter().try_for_each(|step| steps::check(self, step))
+        let around = Around::of(steps);
+        steps.iter().try_for_each(|step| steps::check(self, step, &around))
     }
 
     /// Does all steps, counting in `begun` how many it has begun.
@@ -344,8 +373,9 @@ impl Host {
     }
 
     /// Removes what is of no use any more: of this host, and of hosts that are gone.
-    pub(super) fn tidy(&self, state: &State) {
-        let unmarked = if state.is_empty() { alive::unmark(&self.key) } else { Ok(()) };
+    pub(super) fn tidy(&self, store: &Store) {
+        let unmark = || if store.exists()? { Ok(()) } else { alive::unmark(&self.key) };
+        let unmarked = unmark().or_else(|_error| unmark());
         match unmarked.and_then(|()| alive::sweep()) {
             Ok(swept) => {
                 for host in swept {

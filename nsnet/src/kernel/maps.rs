@@ -9,8 +9,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nsnet_common::layout::{
-    AddressKey, DropKey, Dropped, ForeignKey, MAPPED_IPV4_BITS, Network, NetworkId, Port, PortCounters, PortId,
-    Station, StationKey, SubnetKey, Traffic, Usage, names,
+    AddressKey, DropKey, Dropped, ForeignKey, LastDrop, MAPPED_IPV4_BITS, MAX_REASONS, Network, NetworkId, Port,
+    PortCounters, PortId, Station, StationKey, SubnetKey, Traffic, Usage, names,
 };
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
@@ -182,6 +182,19 @@ impl Maps {
             }
         }
         Ok(drops)
+    }
+}
+
+impl Maps {
+    /// The last frames that were dropped for the reason of this code, one for each CPU that has dropped any.
+    pub fn last_drops(&self, reason: u16) -> Result<Vec<LastDrop>> {
+        if u32::from(reason) >= MAX_REASONS {
+            return Ok(Vec::new());
+        }
+        let last: PerCpuArray<MapData, LastDrop> = self.open(names::LAST_DROPS, Map::PerCpuArray)?;
+        let cpus = last.get(&u32::from(reason), 0).map_err(|error| refused("read the last drops", error))?;
+        // 0: none, or one is being written.
+        Ok(cpus.iter().copied().filter(|last| last.seen != 0).collect())
     }
 }
 

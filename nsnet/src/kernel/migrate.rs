@@ -17,7 +17,7 @@ use aya::maps::MapType;
 use nix::errno::Errno;
 use nsnet_common::layout::{names, version_of};
 
-use super::batch::for_each_raw;
+use super::batch::for_each_bytes;
 use super::bpf::RawMap;
 use super::error::{Doing as _, KernelError, Result};
 use super::object::{Definition, open_raw};
@@ -150,7 +150,7 @@ impl Plan {
 fn fate(old: &Pins, name: &'static str, wanted: &Definition, conversions: &[Conversion]) -> Result<Fate> {
     let to = version_of(name);
     let Some(from) = old.version_of(name)? else { return Ok(Fate::New) };
-    let path = old.maps().join(map_pin(names::pin(name), from));
+    let path = old.maps().join(map_pin(name, from));
     let found = map_at(&path)?.ok_or_else(|| KernelError::new(format!("open map {name}"), Errno::ENOENT))?;
     if from == to {
         check_map(&path, &found, wanted)?;
@@ -205,7 +205,7 @@ impl Copying {
         let is_hash = is_hash(self.from.definition.kind);
         let is_new_array = !is_hash && self.conversion.is_none() && self.to.definition.kind != MapType::LpmTrie;
         let mut seen = Vec::new();
-        for_each_raw(self.from.data(), self.name, |key, value| {
+        for_each_bytes(self.from.data(), self.name, |key, value| {
             if is_hash {
                 seen.extend_from_slice(key);
             } else if is_new_array && value.iter().all(|byte| *byte == 0) {
@@ -238,7 +238,7 @@ impl Copying {
             }
         }
         let mut seen = Vec::with_capacity(self.seen.len());
-        for_each_raw(self.from.data(), self.name, |key, value| {
+        for_each_bytes(self.from.data(), self.name, |key, value| {
             seen.extend_from_slice(key);
             self.put(key, value, true)
         })?;
@@ -279,7 +279,7 @@ pub(super) fn copied(plan: &Plan, old: &Pins, new: &Pins) -> Result<Vec<Copying>
     for (name, fate) in &plan.fates {
         if let Fate::Copied(conversion) = fate {
             let from = conversion.map_or(version_of(name), |way| way.from);
-            let from = old.maps().join(map_pin(names::pin(name), from));
+            let from = old.maps().join(map_pin(name, from));
             copies.push(Copying::new(name, &from, &new.map(name), *conversion)?);
         }
     }

@@ -3,8 +3,9 @@
 pub mod address;
 pub mod alive;
 pub mod announce;
-mod batch;
+pub mod batch;
 mod bpf;
+pub mod capture;
 pub mod cgroup;
 pub mod clsact;
 pub mod dataplane;
@@ -16,6 +17,7 @@ pub mod flows;
 mod hooks;
 pub mod host;
 pub mod link;
+mod lock;
 pub mod mappings;
 pub mod maps;
 pub mod members;

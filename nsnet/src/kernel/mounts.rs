@@ -1,6 +1,6 @@
 //! The BPF file system that holds our pins.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -10,6 +10,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::{Doing, KernelError, Result};
+use super::lock::{Sharing, in_turn};
+use super::store::check_private;
 
 /// Whether `path` is in a BPF file system; `Ok(false)` too when it does not exist.
 pub fn is_bpffs(path: &Path) -> Result<bool> {
@@ -27,7 +29,7 @@ pub fn is_bpffs(path: &Path) -> Result<bool> {
 /// [`leave_private_mount_namespace`](super::place::leave_private_mount_namespace) first.
 pub fn ensure_bpffs(path: &Path) -> Result<bool> {
     if is_bpffs(path)? {
-        return Ok(false);
+        return check_private(path).map(|()| false);
     }
     let what = || format!("mount a BPF file system at {}", path.display());
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
@@ -35,6 +37,12 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool> {
             return Err(KernelError::new(format_args!("create directory {}", path.display()), why));
         }
         Ok(()) | Err(_) => {}
+    }
+    // Of two hosts that mount it at once, the second would hide the pins of the first.
+    let parent = File::open(path.parent().unwrap_or(path)).doing(what)?;
+    in_turn(&parent, Sharing::Alone).doing(what)?;
+    if is_bpffs(path)? {
+        return Ok(false);
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Without mode= the root directory is 1777 (kernel/bpf/inode.c, bpf_init_fs_context).

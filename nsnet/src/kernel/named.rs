@@ -14,8 +14,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::error::{Doing, KernelError, Result};
+use super::lock::{Sharing, in_turn};
 use super::netns::{NAMES, NetNs, path_of};
-use super::store;
 
 const NONE: Option<&str> = None;
 
@@ -98,7 +98,7 @@ fn prepare_directory() -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let lock = File::open(NAMES)?;
-    store::locked(&lock)?;
+    in_turn(&lock, Sharing::Alone)?;
     let share = || mount(NONE, NAMES, NONE, MsFlags::MS_SHARED | MsFlags::MS_REC, NONE);
     match share() {
         Err(Errno::EINVAL) => {

@@ -77,16 +77,17 @@ impl Netlink {
         let mut reply = Reply { messages: Vec::new(), torn: false };
         self.runtime.block_on(async {
             let closed = || KernelError::refused(what, "the netlink socket was closed");
-            let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut answers = match handle.request(request.clone()) {
-                Ok(answers) => answers,
-                // It failed the last time, and nothing has been sent now.
-                Err(_closed) => {
-                    *handle = connect(&self.runtime, &self.ns)?;
-                    handle.request(request).map_err(|_| closed())?
+            let mut answers = {
+                let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+                match handle.request(request.clone()) {
+                    Ok(answers) => answers,
+                    // It failed the last time, and nothing has been sent now.
+                    Err(_closed) => {
+                        *handle = connect(&self.runtime, &self.ns)?;
+                        handle.request(request).map_err(|_| closed())?
+                    }
                 }
             };
-            drop(handle);
             while let Some(answer) = answers.next().await {
                 reply.torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {

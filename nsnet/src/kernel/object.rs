@@ -72,7 +72,7 @@ impl Object {
     pub fn definitions(&self) -> Result<BTreeMap<&'static str, Definition>> {
         let parsed = aya_obj::Object::parse(&self.bytes).map_err(|error| refused("read the eBPF object", error))?;
         let define = |name: &'static str| {
-            let map = parsed.maps.get(name).ok_or_else(|| missing("map", name))?;
+            let map = parsed.maps.get(names::in_object(name)).ok_or_else(|| missing("map", name))?;
             Ok((name, Definition::of_object(map)?))
         };
         names::MAPS.into_iter().map(define).collect()
@@ -103,6 +103,7 @@ impl Object {
         match purpose {
             Purpose::Real(reused) => {
                 for (name, pin) in reused {
+                    let name = names::in_object(name);
                     loader.map_pin_path(name, pin.as_path());
                     kept.extend(Section::read(name, pin)?);
                 }

@@ -72,10 +72,10 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         namespaces: RefCell::default(),
         found: Vec::new(),
     };
-    for name in state.namespaces.keys() {
+    for name in state.used_namespaces() {
         look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
-    look.at(Object::Dataplane, |look| look.dataplane(state, missing))?;
+    look.at(Object::Dataplane, |look| look.dataplane(state, &missing))?;
     look.at_host(state)?;
     for network in state.networks.values() {
         look.at(Object::network(network), |look| look.network(network))?;
@@ -172,9 +172,10 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn dataplane(&self, state: &State, missing: Vec<String>) -> Result<Vec<Difference>> {
+    fn dataplane(&self, state: &State, missing: &[String]) -> Result<Vec<Difference>> {
         if state.networks.is_empty() {
-            let is_there = self.host.dataplane.loaded()?;
+            // Without any state, it is the file that is missing ([`Host::disorder`]).
+            let is_there = !state.is_empty() && self.host.dataplane.loaded()?;
             return Ok(is_there.then(|| Difference::extra("programs", "without a network")).into_iter().collect());
         }
         if !self.host.dataplane.loaded()? {
@@ -267,7 +268,7 @@ impl Look<'_> {
         for (ip, owner) in maps.owners(should.network(), &expected.addresses)? {
             match owner {
                 Some(owner) => {
-                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0))
+                    found.extend(Difference::between(format_args!("port of address {ip}"), &owner.0, &should.id().0));
                 }
                 None => found.push(Difference::lacks("entry of address", ip)),
             }

@@ -59,7 +59,7 @@ impl Pins {
 
     /// A map of the layout that this nsnet knows.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(map_pin(names::pin(name), version_of(name)))
+        self.maps().join(map_pin(name, version_of(name)))
     }
 
     pub(super) fn link(&self, port: PortId) -> PathBuf {
@@ -177,7 +177,6 @@ impl Pins {
 
     /// The version of the layout that the pin of a map has, whichever that is.
     pub(super) fn version_of(&self, name: &str) -> Result<Option<u32>> {
-        let name = names::pin(name);
         let folder = self.maps();
         let entries = fs::read_dir(&folder).doing(|| format!("list {}", folder.display()))?;
         let versions = entries.flatten().filter_map(|entry| {

@@ -25,6 +25,9 @@ pub enum Place {
         /// The ancestor whose mount namespace was entered.
         pid: u32,
     },
+    /// No outside was found, but not every ancestor could be looked at: [`why_private`] tells, which takes the longer the
+    /// more mounts there are.
+    Unknown,
     /// This mount namespace is private and cannot be left: a mount made here is lost with the command.
     Stuck {
         /// Half a sentence for the error message.
@@ -49,8 +52,7 @@ pub fn leave_private_mount_namespace() -> Result<Place> {
         if walk.reached_the_top {
             return Ok(Place::Home);
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
-        return Ok(private_mounts(&mounts, is_name).map_or(Place::Home, |why| Place::Stuck { why }));
+        return Ok(Place::Unknown);
     };
     let path = std::env::current_dir().ok();
     let directory = File::open(".").doing(|| "open the working directory")?;
@@ -68,6 +70,12 @@ pub fn leave_private_mount_namespace() -> Result<Place> {
     }
     .doing(|| "go back to the working directory")?;
     Ok(Place::Entered { pid })
+}
+
+/// Why this mount namespace looks as if it were private, if it does, by its mounts.
+pub fn why_private() -> Result<Option<String>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
+    Ok(private_mounts(&mounts, is_name))
 }
 
 /// What the ancestors say.

@@ -61,9 +61,12 @@ impl Netlink {
         let answer = self.ask(RouteNetlinkMessage::GetRoute(request), 0, format_args!("look up the route to {dest}"));
         match answer {
             Ok(messages) => Ok(messages.iter().find_map(read_way)),
-            // EINVAL: a blackhole; or an address to send from that is not the namespace's.
-            Err(error) if error.errno() == Some(Errno::EINVAL) && source.is_some() => self.way_to(dest, None, out),
             Err(error) => match error.errno() {
+                // An address to send from that is not the namespace's own has no route, or is invalid.
+                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL) if source.is_some() => {
+                    self.way_to(dest, None, out)
+                }
+                // EINVAL is a blackhole.
                 Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL) => Ok(None),
                 _ => Err(error),
             },

@@ -6,16 +6,19 @@ mod interface;
 mod network;
 mod port;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use nix::errno::Errno;
 
 use super::error::Result;
 use super::host::Host;
+use super::link::Link;
 use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::store::BPFFS;
 use super::{mounts, named, policy, publish, reserved, route, sockets, strays, uplink};
+use crate::model::drift::Stray;
 use crate::model::name::Name;
 use crate::model::plan::Step;
 use crate::model::state::Route;
@@ -23,14 +26,14 @@ pub(crate) use interface::with_prefix;
 pub(crate) use network::overlap;
 pub(crate) use port::{entry, host_entry};
 
-/// Whether a step could be done, as far as can be told without changing anything.
-pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
+/// Whether a step could be done, as far as can be told without changing anything. `around`: what the others do.
+pub(crate) fn check(host: &Host, step: &Step, around: &Around<'_>) -> Result<()> {
     match step.inner() {
-        Step::AddNetwork(network) => network::check(host, network),
+        Step::AddNetwork(network) => network::check(host, network, around),
         Step::SetPools(pools, before) => reserved::check(&pools.without(before)),
-        Step::Attach(port, _) => port::check(host, port),
-        Step::AddCable(cable) => cable::check(host, cable, matches!(step, Step::Repair(_))),
-        Step::AddRoute(route) => host.member(route.ns.as_str()).map(|_ns| ()),
+        Step::Attach(port, _) => port::check(host, port, around),
+        Step::AddCable(cable) => cable::check(host, cable, around, matches!(step, Step::Repair(_))),
+        Step::AddRoute(route) => around.member(host, &route.ns).map(|_ns| ()),
         // What else has the name is not ours to replace, and undoing would delete it.
         Step::AddNamespace(name) => match NetNs::named(name.as_str()) {
             Err(error) if error.errno() != Some(Errno::ENOENT) => Err(error),
@@ -52,6 +55,50 @@ pub(crate) fn check(host: &Host, step: &Step) -> Result<()> {
         | Step::TellLocals
         | Step::RemoveStray(_)
         | Step::Repair(_) => Ok(()),
+    }
+}
+
+/// What is not there yet, or not for long: what a plan makes before something needs it, and removes before something
+/// takes its place.
+pub(crate) struct Around<'a> {
+    made: HashSet<&'a Name>,
+    /// Indexes of the interfaces of ports that go.
+    ports: HashSet<u32>,
+    /// Ends of cables that go.
+    ends: HashSet<(&'a Name, &'a str)>,
+}
+
+impl<'a> Around<'a> {
+    /// What a plan makes and removes.
+    pub(crate) fn of(steps: &'a [Step]) -> Self {
+        let mut around = Self { made: HashSet::new(), ports: HashSet::new(), ends: HashSet::new() };
+        for step in steps {
+            if let Step::AddNamespace(name) = step.inner() {
+                around.made.insert(name);
+            } else if let Step::Detach(port, _) = step {
+                around.ports.insert(port.port().ifindex());
+            } else if let Step::DeleteNetwork(network) = step {
+                around.ports.insert(network.port().ifindex());
+            } else if let Step::DeleteCable(cable) = step {
+                around.ends.extend([&cable.a, &cable.b].map(|end| (&end.ns, end.interface.as_str())));
+            } else if let Step::RemoveStray(Stray::Interface { index, .. }) = step {
+                around.ports.insert(*index);
+            }
+        }
+        around
+    }
+
+    /// A member namespace; `None` for one that is yet to be made.
+    fn member(&self, host: &Host, name: &Name) -> Result<Option<NetNs>> {
+        match host.member(name.as_str()) {
+            Err(_not_yet) if self.made.contains(name) => Ok(None),
+            there => there.map(Some),
+        }
+    }
+
+    /// Whether an interface in a member namespace goes, because it is the end of a cable or port that does.
+    fn takes_away(&self, ns: &Name, link: &Link) -> bool {
+        self.ends.contains(&(ns, link.name.as_str())) || link.peer_index.is_some_and(|peer| self.ports.contains(&peer))
     }
 }
 
@@ -86,20 +133,25 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
         Step::DeletePublish(publish) => publish::delete(host, publish),
         Step::TellLocals => sockets::refresh_locals(host).map(|_was_stale| ()),
         Step::RemoveStray(stray) => strays::remove(host, stray),
-        Step::Repair(step) => match step.as_ref() {
-            Step::AddRoute(route) => repair_route(host, route),
-            other => carry_out(host, other),
-        },
+        Step::Repair(step) => {
+            if let Step::AddRoute(route) = step.as_ref() {
+                return repair_route(host, route);
+            }
+            carry_out(host, step)
+        }
     }
 }
 
 /// Does a step that undoes another. What belongs to a namespace that is gone cannot come back, which `status` tells.
 pub(crate) fn bring_back(host: &Host, step: &Step) -> Result<()> {
-    let in_namespaces: &[&Name] = match step {
-        Step::Attach(port, _) => &[&port.ns],
-        Step::AddRoute(route) => &[&route.ns],
-        Step::AddCable(cable) => &[&cable.a.ns, &cable.b.ns],
-        _ => &[],
+    let in_namespaces: &[&Name] = if let Step::Attach(port, _) = step {
+        &[&port.ns]
+    } else if let Step::AddRoute(route) = step {
+        &[&route.ns]
+    } else if let Step::AddCable(cable) = step {
+        &[&cable.a.ns, &cable.b.ns]
+    } else {
+        &[]
     };
     for name in in_namespaces {
         if NetNs::find(name.as_str())?.is_none() {

@@ -1,12 +1,13 @@
 //! The desired state's file: one for each host, replaced atomically, under a lock.
 //!
 //! ```text
-//! /run/nsnet/lock            held by a verb from its first look at the state to its last change
+//! /run/nsnet/<host>.lock     held by a verb from its first look at the state to its last change
+//! /run/nsnet/lock            held by whoever removes what is left of hosts that are gone
 //! /run/nsnet/<host>.json     the state, and the steps of a verb that is under way
 //! /run/nsnet/<host>.draft    the same while it is written; /run/nsnet/<host>.next  the state that these steps lead to
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing as _, KernelError, Result};
+use super::lock::{Lock, Sharing};
 use crate::model::plan::Step;
 use crate::model::state::State;
 
@@ -22,8 +24,6 @@ use crate::model::state::State;
 pub const RUN: &str = "/run/nsnet";
 /// Where the pins are.
 pub const BPFFS: &str = "/run/nsnet/bpf";
-/// Held by whoever changes something.
-const LOCK: &str = "/run/nsnet/lock";
 
 /// What the file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,48 +43,43 @@ pub struct Record {
 pub struct Store {
     path: PathBuf,
     boot: String,
-    _lock: Option<File>,
+    lock: Option<Lock>,
 }
 
 impl Store {
     /// The files of `host`, for reading only: readers see the state before or after a verb, never between.
     pub fn read_only(host: &str) -> Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
-        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), _lock: None })
+        Self::with(host, None)
     }
 
-    /// The files of `host`, held against all other verbs until dropped.
-    pub fn locked(host: &str) -> Result<Self> {
-        Self::held(host, |file| locked(file).map(|()| true))?
-            .ok_or_else(|| KernelError::refused(format!("lock {LOCK}"), "another verb holds it"))
+    fn with(host: &str, lock: Option<Lock>) -> Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id")?;
+        Ok(Self { path: Path::new(RUN).join(format!("{host}.json")), boot: boot.trim().to_owned(), lock })
+    }
+
+    /// The files of `host`, held against all other verbs until dropped. `on_wait` is told when that takes over a second.
+    pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        prepare_folder()?;
+        Self::swept(Self::with(host, Lock::taken(&lock_path(host), Sharing::Alone, on_wait)?)?)
     }
 
     /// The same without waiting: `None` when another verb holds it.
     pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
-        Self::held(host, |file| match file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error),
-        })
+        prepare_folder()?;
+        let lock = Lock::if_free(&lock_path(host), Sharing::Alone)?;
+        lock.map(|lock| Self::with(host, Some(lock)).and_then(Self::swept)).transpose()
     }
 
-    /// The files of `host` once `lock` has the lock; `None` when it does not get it.
-    fn held(host: &str, lock: impl FnOnce(&File) -> io::Result<bool>) -> Result<Option<Self>> {
-        match DirBuilder::new().mode(0o700).create(RUN) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(error).doing(|| format!("create {RUN}"));
-            }
-            _ => check_private(Path::new(RUN))?,
-        }
-        let file = open_lock()?;
-        if !lock(&file).doing(|| format!("lock {LOCK}"))? {
-            return Ok(None);
-        }
-        let store = Self { _lock: Some(file), ..Self::read_only(host)? };
-        // Of a verb that was killed.
-        remove(&store.draft())?;
-        remove(&store.next())?;
-        Ok(Some(store))
+    /// The files of `host`, held against verbs that change something, so that the kernel is as the file says.
+    pub fn shared(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        Self::with(host, Lock::taken(&lock_path(host), Sharing::WithReaders, on_wait)?)
+    }
+
+    /// Without what a verb that was killed has left.
+    fn swept(self) -> Result<Self> {
+        remove(&self.draft())?;
+        remove(&self.next())?;
+        Ok(self)
     }
 
     /// What the file says. An empty state when there is none, or when it is of an earlier boot.
@@ -170,26 +165,23 @@ impl Store {
     }
 }
 
-/// Whether a verb is under way now, on any host.
-pub fn is_busy() -> Result<bool> {
-    match open_lock()?.try_lock_shared() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(error)) => Err(error).doing(|| format!("lock {LOCK}")),
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Nothing is left of a host that has nothing. One that only reads leaves it to who changes something.
+        if self.lock.as_ref().is_some_and(Lock::is_alone) && !self.path.exists() {
+            let _left_for_the_next = fs::remove_file(self.path.with_extension("lock"));
+        }
     }
 }
 
-fn open_lock() -> Result<File> {
-    private().create(true).open(LOCK).doing(|| format!("open {LOCK}"))
+fn lock_path(host: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{host}.lock"))
 }
 
-/// Waits for an exclusive lock, which ends when the file is closed.
-pub(crate) fn locked(file: &File) -> io::Result<()> {
-    loop {
-        match file.lock() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
+fn prepare_folder() -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(RUN) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error).doing(|| format!("create {RUN}")),
+        _ => check_private(Path::new(RUN)),
     }
 }
 
@@ -213,7 +205,8 @@ pub(crate) fn check_private(path: &Path) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(KernelError::refused(what(), why).with_remedy("see who made it and what is in it, then delete it"))
+    Err(KernelError::refused(what(), why)
+        .with_remedy("see who made it and what is in it; then delete it, or make it root's with mode 0700"))
 }
 
 /// Deletes a file; there need not be one.

@@ -58,12 +58,16 @@ impl Known {
             state.networks.values().flat_map(|network| [network.name.to_string(), unused_end(&network.name)]);
         let of_ports = state.attachments.iter().map(|port| port.outer.clone());
         Self {
-            ports: entries.iter().map(|entry| entry.port.id()).chain(state.uplinks.iter().map(|u| u.port())).collect(),
-            networks: state.networks.values().map(|network| network.id()).collect(),
+            ports: entries
+                .iter()
+                .map(|entry| entry.port.id())
+                .chain(state.uplinks.iter().map(super::super::model::uplink::Uplink::port))
+                .collect(),
+            networks: state.networks.values().map(super::super::model::state::Network::id).collect(),
             subnets: state.networks.values().flat_map(|network| &network.subnets).map(|subnet| subnet.net).collect(),
             uplinks: state.uplinks.iter().map(|uplink| uplink.ifindex).collect(),
-            addresses: entries.iter().flat_map(|entry| entry.address_keys()).collect(),
-            stations: entries.iter().filter_map(|entry| entry.station()).collect(),
+            addresses: entries.iter().flat_map(super::members::PortEntry::address_keys).collect(),
+            stations: entries.iter().filter_map(super::members::PortEntry::station).collect(),
             interfaces: of_networks.chain(of_ports).collect(),
         }
     }
@@ -148,7 +152,7 @@ impl Known {
             let is_port = PortId::from_ifindex(link.index) != PortId::NONE && link.kind.as_deref() == Some("veth");
             let is_named_so = link.name.starts_with("veth-") && link.name.ends_with("-br");
             if is_port && is_named_so && !self.interfaces.contains(&link.name) {
-                strays.push((Stray::Interface(link.name), "the host"));
+                strays.push((Stray::Interface { index: link.index, name: link.name }, "the host"));
             }
         }
         Ok(())
@@ -157,13 +161,8 @@ impl Known {
 
 /// Removes a leftover.
 pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
-    if let Stray::Interface(name) = stray {
-        return match host.netlink.link(name)? {
-            Some(link) if PortId::from_ifindex(link.index) != PortId::NONE => {
-                host.netlink.delete_link(link.index).map(|_was_there| ())
-            }
-            Some(_) | None => Ok(()),
-        };
+    if let Stray::Interface { index, .. } = stray {
+        return host.netlink.delete_link(*index).map(|_was_there| ());
     }
     if let Stray::Link(port) = stray {
         host.dataplane.detach(PortId(*port))?;
@@ -197,6 +196,6 @@ pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
             let key = PublishedKey::new(IpProtocol(*protocol), IpAddress::from(*ip), *port);
             PublishMaps::of(&maps)?.remove_prefix(key, *bits)
         }
-        Stray::Link(_) | Stray::Interface(_) => Ok(()),
+        Stray::Link(_) | Stray::Interface { .. } => Ok(()),
     }
 }

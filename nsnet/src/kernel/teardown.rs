@@ -18,7 +18,7 @@ impl Host {
     /// Unlike other verbs it goes on after an error, and tries again what failed: half a host is no use to anybody. What
     /// fails twice is left for the next time.
     pub fn down(&self) -> Result<()> {
-        let store = Store::locked(&self.key)?;
+        let store = Store::locked(&self.key, self.on_note)?;
         let _whole = Uninterrupted::begin()?;
         if let Err(error) = self.check_pins() {
             // Nothing of it can be taken back, nor be read: it goes as a whole.
@@ -38,10 +38,10 @@ impl Host {
             }
             Err(error) => return Err(error),
         };
-        self.remove_what_is_left(old.is_empty())?;
-        store.save(&State::default())?;
+        self.again(|| self.remove_what_is_left(old.is_empty()))?;
+        self.again(|| store.save(&State::default()))?;
         self.deleted.take();
-        self.tidy(&State::default());
+        self.tidy(&store);
         Ok(())
     }
 
@@ -57,8 +57,8 @@ impl Host {
             (self.on_note)(&error.to_string());
         }
         let mut failed = self.try_each(steps);
-        for (step, error) in &failed {
-            (self.on_note)(&format!("{step}: {error}; trying again"));
+        for (_step, error) in &failed {
+            self.note_again(error);
         }
         failed = self.try_each(failed.into_iter().map(|(step, _error)| step).collect());
         match failed.first() {
@@ -68,6 +68,18 @@ impl Host {
                 Err(KernelError::refused(what, error).with_remedy("mend that and run it again"))
             }
         }
+    }
+
+    /// Does it a second time when it fails.
+    fn again(&self, act: impl Fn() -> Result<()>) -> Result<()> {
+        act().or_else(|error| {
+            self.note_again(&error);
+            act()
+        })
+    }
+
+    fn note_again(&self, error: &KernelError) {
+        (self.on_note)(&format!("{error}; trying again"));
     }
 
     /// The steps that failed, and why.

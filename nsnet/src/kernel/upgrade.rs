@@ -71,7 +71,7 @@ pub struct Upgraded {
 
 /// Replaces the programs of `host` by this nsnet's.
 pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
-    let store = Store::locked(&host.key)?;
+    let store = Store::locked(&host.key, host.on_note)?;
     let _whole = Uninterrupted::begin()?;
     let state = host.settled(&store)?;
     if !host.dataplane.loaded()? {

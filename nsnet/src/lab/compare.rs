@@ -7,7 +7,7 @@
 //!
 //! **Blocks are short and many**, rather than long and few: the closer the variants stand together, the more of what the
 //! machine does meanwhile they share. So that a slot of some 40 ms measures the path and not its setting up, every
-//! path's sockets are open and its two threads waiting the whole time ([`super::lane`]).
+//! path's sockets are open and its two threads waiting the whole time (`lane.rs`).
 //!
 //! **A sleeping receiver is part of what is measured.** Whoever sends a datagram to a receiver that sleeps pays for
 //! waking it up, by an interrupt to another CPU, which on a virtual machine costs as much as the path itself. How
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::lane::{Lane, Sample, two_cpus};
+use super::lane::{Lane, two_cpus};
 use super::quiet::{CpuTime, lock};
 use super::random::Random;
 use super::stats::{Ratio, median};
@@ -63,6 +63,8 @@ pub enum Workload {
     UdpSmall,
     /// The same to a receiver that never sleeps, which leaves out what waking it up costs the sender.
     UdpPolled,
+    /// Datagrams of 64 bytes there and back, one at a time; in round trips per second.
+    RoundTrips,
     /// Short TCP connections: connect, one byte each way, close, the server first; in connections per second.
     Connections,
 }
@@ -78,6 +80,10 @@ pub enum Measure {
     Cpu,
     /// The sender's instructions for each unit.
     Instructions,
+    /// The median of round trips, in seconds.
+    TripMedian,
+    /// The time within which 99 of 100 round trips are over, in seconds.
+    TripP99,
 }
 
 /// How to measure.
@@ -137,6 +143,32 @@ pub struct Series {
     pub cpu: Vec<f64>,
     /// The sender's instructions for each unit that arrived, in each block; empty where the machine does not count them.
     pub instructions: Vec<f64>,
+    /// How long round trips took, in each block; empty for other workloads.
+    pub trips: Vec<Trips>,
+}
+
+/// What one slot gave, per unit of the workload: a byte, a datagram, a connection or a round trip.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Units per second that arrived, or will have when the receiver's queue is read.
+    pub rate: f64,
+    /// Share of what was sent that did not arrive.
+    pub loss: f64,
+    /// Seconds of the sender's CPU time for each unit that arrived.
+    pub cpu: f64,
+    /// Instructions of the sender for each unit that arrived, where the machine counts them.
+    pub instructions: Option<f64>,
+    /// How long they took, where each is one round trip.
+    pub trips: Option<Trips>,
+}
+
+/// How long round trips took, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Trips {
+    /// Half of them took no longer.
+    pub median: f64,
+    /// 99 of 100 took no longer.
+    pub p99: f64,
 }
 
 /// Measures every variant under every workload of the plan. `progress` is told after each slot how many are done and
@@ -152,10 +184,20 @@ pub fn compare(
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Comparison> {
     check(variants, plan)?;
+    let total = variants.len() * plan.workloads.len() * plan.blocks;
+    let _lock = lock(|| progress(0, total))?;
+    compare_locked(variants, plan, progress)
+}
+
+/// The same for who has the right to measure already.
+pub(crate) fn compare_locked(
+    variants: &[Variant],
+    plan: &Plan,
+    mut progress: impl FnMut(usize, usize) -> Result<()>,
+) -> Result<Comparison> {
     let (mut done, mut total) = (0, variants.len() * plan.workloads.len() * plan.blocks);
-    let _lock = lock(|| progress(done, total))?;
     let cpus = two_cpus();
-    let mut random = Random::new(plan.seed);
+    let mut blocks = Blocks::new(plan.seed);
     let mut comparison = Comparison::empty(variants, plan, cpus.is_some());
     thread::scope(|scope| {
         let open = |workload: Workload, variant| {
@@ -167,41 +209,61 @@ pub fn compare(
         for _ in 0..plan.blocks {
             // What is compared is measured close together: all variants under one workload, then the next.
             for (workload, lanes) in lanes.iter().enumerate() {
-                for attempt in 0..=MAX_REPEATS {
-                    let (samples, is_disturbed) = measure_once(lanes, &mut random, || {
-                        done += 1;
-                        progress(done, total)
-                    })?;
-                    if is_disturbed && attempt < MAX_REPEATS {
-                        comparison.repeated += 1;
-                        total += lanes.len();
-                        continue;
-                    }
-                    comparison.disturbed += u32::from(is_disturbed);
-                    comparison.add(workload * lanes.len(), samples);
-                    break;
-                }
+                let measure = |place: usize| lanes[place].measure();
+                let samples = blocks.once(lanes.len(), measure, |repeats| {
+                    done += 1;
+                    total += usize::from(repeats);
+                    progress(done, total)
+                })?;
+                comparison.add(workload * lanes.len(), &samples);
             }
         }
-        Ok(comparison)
-    })
+        anyhow::Ok(())
+    })?;
+    (comparison.repeated, comparison.disturbed) = (blocks.repeated, blocks.disturbed);
+    Ok(comparison)
 }
 
-/// One sample of each lane, taken in random order, and whether the hypervisor disturbed them.
-fn measure_once(
-    lanes: &[Lane],
-    random: &mut Random,
-    mut progress: impl FnMut() -> Result<()>,
-) -> Result<(Vec<Sample>, bool)> {
-    let mut order: Vec<usize> = (0..lanes.len()).collect();
-    random.shuffle(&mut order);
-    let before = CpuTime::read()?;
-    let mut samples = vec![Sample::default(); lanes.len()];
-    for lane in order {
-        samples[lane] = lanes[lane].measure()?;
-        progress()?;
+/// Takes samples of what is to be compared, in random order, again when the hypervisor disturbed them.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    random: Random,
+    /// Parts of blocks that were measured again because time was stolen.
+    pub(crate) repeated: u32,
+    /// Those that are counted although time was stolen in every attempt.
+    pub(crate) disturbed: u32,
+}
+
+impl Blocks {
+    /// None yet.
+    pub(crate) fn new(seed: u64) -> Blocks {
+        Blocks { random: Random::new(seed), repeated: 0, disturbed: 0 }
     }
-    Ok((samples, CpuTime::read()?.stolen_since(before) > STEAL_LIMIT))
+
+    /// One sample of each of `count` things. `progress` is told after each sample whether it repeats one.
+    pub(crate) fn once(
+        &mut self,
+        count: usize,
+        mut measure: impl FnMut(usize) -> Result<Sample>,
+        mut progress: impl FnMut(bool) -> Result<()>,
+    ) -> Result<Vec<Sample>> {
+        let mut order: Vec<usize> = (0..count).collect();
+        let mut samples = vec![Sample::default(); count];
+        for attempt in 0..=MAX_REPEATS {
+            self.random.shuffle(&mut order);
+            let before = CpuTime::read()?;
+            for &place in &order {
+                samples[place] = measure(place)?;
+                progress(attempt > 0)?;
+            }
+            if CpuTime::read()?.stolen_since(before) <= STEAL_LIMIT {
+                return Ok(samples);
+            }
+            self.repeated += u32::from(attempt < MAX_REPEATS);
+        }
+        self.disturbed += 1;
+        Ok(samples)
+    }
 }
 
 impl Comparison {
@@ -212,7 +274,7 @@ impl Comparison {
 
     /// The middle of a variant's measurements; `None` when there are none.
     pub fn median(&self, workload: Workload, variant: &str, measure: Measure) -> Option<f64> {
-        median(self.series(workload, variant)?.of(measure))
+        median(&self.series(workload, variant)?.of(measure))
     }
 
     /// `variant` relative to `baseline`, block by block.
@@ -224,7 +286,7 @@ impl Comparison {
             |name| self.series(workload, name).with_context(|| format!("{workload:?} over {name} was not measured"));
         let (above, below) = (find(variant)?.of(measure), find(baseline)?.of(measure));
         // A block in which the baseline carried nothing is no measure; one in which the variant did not is a zero.
-        let pairs = above.iter().zip(below).filter(|(_, below)| **below > 0.0);
+        let pairs = above.iter().zip(below).filter(|(_, below)| *below > 0.0);
         let ratios: Vec<f64> = pairs.map(|(above, below)| above / below).collect();
         Ratio::of(&ratios, self.seed)
             .with_context(|| format!("there is no {measure:?} of {workload:?} over {baseline}"))
@@ -238,36 +300,56 @@ impl Comparison {
 
     fn empty(variants: &[Variant], plan: &Plan, pinned: bool) -> Comparison {
         let cells = plan.workloads.iter().flat_map(|workload| variants.iter().map(move |variant| (workload, variant)));
-        let series = cells.map(|(workload, variant)| Series {
-            workload: *workload,
-            variant: variant.name.to_owned(),
-            rates: Vec::new(),
-            losses: Vec::new(),
-            cpu: Vec::new(),
-            instructions: Vec::new(),
-        });
+        let series = cells.map(|(workload, variant)| Series::new(*workload, variant.name));
         Comparison { series: series.collect(), repeated: 0, disturbed: 0, pinned, seed: plan.seed }
     }
 
     /// Enters one sample into each series from `first` on.
-    fn add(&mut self, first: usize, samples: Vec<Sample>) {
+    fn add(&mut self, first: usize, samples: &[Sample]) {
         for (series, sample) in self.series[first..].iter_mut().zip(samples) {
-            series.rates.push(sample.rate);
-            series.losses.push(sample.loss);
-            series.cpu.push(sample.cpu);
-            series.instructions.extend(sample.instructions);
+            series.add(sample);
         }
     }
 }
 
 impl Series {
+    /// Without measurements.
+    pub(crate) fn new(workload: Workload, variant: &str) -> Series {
+        let (rates, losses, cpu, instructions, trips) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Series { workload, variant: variant.to_owned(), rates, losses, cpu, instructions, trips }
+    }
+
+    /// Enters a block's sample.
+    pub(crate) fn add(&mut self, sample: &Sample) {
+        self.rates.push(sample.rate);
+        self.losses.push(sample.loss);
+        self.cpu.push(sample.cpu);
+        self.instructions.extend(sample.instructions);
+        self.trips.extend(sample.trips);
+    }
+
+    /// Block by block.
+    pub(crate) fn samples(&self) -> impl Iterator<Item = Sample> {
+        let blocks = self.rates.iter().zip(&self.losses).zip(&self.cpu).enumerate();
+        blocks.map(|(block, ((rate, loss), cpu))| Sample {
+            rate: *rate,
+            loss: *loss,
+            cpu: *cpu,
+            instructions: self.instructions.get(block).copied(),
+            trips: self.trips.get(block).copied(),
+        })
+    }
+
     /// What was measured in each block.
-    pub fn of(&self, measure: Measure) -> &[f64] {
+    pub fn of(&self, measure: Measure) -> Vec<f64> {
+        let trips = |of: fn(&Trips) -> f64| self.trips.iter().map(of).collect();
         match measure {
-            Measure::Rate => &self.rates,
-            Measure::Loss => &self.losses,
-            Measure::Cpu => &self.cpu,
-            Measure::Instructions => &self.instructions,
+            Measure::Rate => self.rates.clone(),
+            Measure::Loss => self.losses.clone(),
+            Measure::Cpu => self.cpu.clone(),
+            Measure::Instructions => self.instructions.clone(),
+            Measure::TripMedian => trips(|trips| trips.median),
+            Measure::TripP99 => trips(|trips| trips.p99),
         }
     }
 }
@@ -278,6 +360,7 @@ impl Workload {
         match self {
             Workload::TcpStream => format!("{:.2} Gbit/s", rate * 8.0 / 1e9),
             Workload::UdpSmall | Workload::UdpPolled => format!("{:.1} kpps", rate / 1e3),
+            Workload::RoundTrips => format!("{:.1} us", 1e6 / rate),
             Workload::Connections => format!("{:.1} thousand connections/s", rate / 1e3),
         }
     }
@@ -287,6 +370,7 @@ impl Workload {
         match self {
             Workload::TcpStream => "bytes per second",
             Workload::UdpSmall | Workload::UdpPolled => "received datagrams per second",
+            Workload::RoundTrips => "round trips per second",
             Workload::Connections => "connections per second",
         }
     }

@@ -11,38 +11,38 @@ use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 
 /// Reads both for the thread that made it.
-pub(super) struct Meter {
+pub(crate) struct Meter {
     /// `None` where the machine has no such counter, as many virtual machines, or does not let us have it.
     instructions: Option<Counter>,
 }
 
 /// A reading.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading {
-    pub(super) at: Instant,
+pub(crate) struct Reading {
+    pub(crate) at: Instant,
     cpu: Duration,
     instructions: Option<u64>,
 }
 
 /// The difference of two readings.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spent {
+pub(crate) struct Spent {
     /// Seconds.
-    pub(super) time: f64,
+    pub(crate) time: f64,
     /// Seconds of CPU time, less what the hypervisor took.
-    pub(super) cpu: f64,
+    pub(crate) cpu: f64,
     /// Of user and kernel.
-    pub(super) instructions: Option<f64>,
+    pub(crate) instructions: Option<f64>,
 }
 
 impl Meter {
-    pub(super) fn of_this_thread() -> Meter {
+    pub(crate) fn of_this_thread() -> Meter {
         let counter = Builder::new(Hardware::INSTRUCTIONS).exclude_kernel(false).build().ok();
         let instructions = counter.and_then(|mut counter| counter.enable().is_ok().then_some(counter));
         Meter { instructions }
     }
 
-    pub(super) fn read(&mut self) -> Result<Reading> {
+    pub(crate) fn read(&mut self) -> Result<Reading> {
         let cpu = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("cannot read the thread's CPU time")?;
         let instructions = self.instructions.as_mut().and_then(|counter| counter.read().ok());
         Ok(Reading { at: Instant::now(), cpu: cpu.into(), instructions })
@@ -50,7 +50,12 @@ impl Meter {
 }
 
 impl Reading {
-    pub(super) fn since(self, earlier: Reading) -> Spent {
+    /// Whether there are instructions in it.
+    pub(crate) fn counts_instructions(&self) -> bool {
+        self.instructions.is_some()
+    }
+
+    pub(crate) fn since(self, earlier: Reading) -> Spent {
         let counted = self.instructions.zip(earlier.instructions);
         Spent {
             time: (self.at - earlier.at).as_secs_f64(),

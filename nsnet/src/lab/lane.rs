@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use super::compare::{Inside, Plan, Variant, Workload};
+use super::compare::{Inside, Plan, Sample, Trips, Variant, Workload};
 use super::cost::Meter;
 use super::{PATIENCE, STOP_INTERVAL, connections, load, tcp, udp};
 
@@ -23,24 +23,11 @@ const SILENCE: Duration = Duration::from_millis(10);
 /// And no longer than this for all of it.
 const DRAIN_LIMIT: Duration = Duration::from_millis(300);
 
-/// What one slot gave, per unit of the workload: a byte, a datagram or a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sample {
-    /// Units per second that arrived, or will have when the receiver's queue is read.
-    pub(super) rate: f64,
-    /// Share of what was sent that did not arrive.
-    pub(super) loss: f64,
-    /// Seconds of the sender's CPU time for each unit that arrived.
-    pub(super) cpu: f64,
-    /// Instructions of the sender for each unit that arrived, where the machine counts them.
-    pub(super) instructions: Option<f64>,
-}
-
 /// CPUs for the sender and the receiver.
-pub(super) type Cpus = Option<(usize, usize)>;
+pub(crate) type Cpus = Option<(usize, usize)>;
 
 /// The first two CPUs this process may use, when there are two.
-pub(super) fn two_cpus() -> Cpus {
+pub(crate) fn two_cpus() -> Cpus {
     let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
     Some((cpus.next()?, cpus.next()?))
@@ -119,7 +106,7 @@ impl Lane {
                 // The first sample says that it is ready.
                 said.send(Ok(Sample::default())).ok();
                 for () in to_do {
-                    said.send(slot(plan, &mut meter, &ends, &mut send)).ok();
+                    said.send(slot(plan, workload, &mut meter, &ends, &mut send)).ok();
                 }
                 Ok(())
             });
@@ -152,7 +139,7 @@ impl Drop for Lane {
 
 /// Sends for the warm-up and the slot, and waits for what is under way. What was sent during the slot counts, less the
 /// share that was lost of all: so a receiver that another process held up for a moment is no slower path.
-fn slot(plan: &Plan, meter: &mut Meter, ends: &Ends, send: &mut load::Send<'_>) -> Result<Sample> {
+fn slot(plan: &Plan, workload: Workload, meter: &mut Meter, ends: &Ends, send: &mut load::Send<'_>) -> Result<Sample> {
     let before = ends.count();
     ends.is_busy.0.store(true, Ordering::Relaxed);
     let (mut sent, mut measured) = (0, 0);
@@ -160,9 +147,16 @@ fn slot(plan: &Plan, meter: &mut Meter, ends: &Ends, send: &mut load::Send<'_>) 
     while begun.elapsed() < plan.warm_up {
         sent += send()?;
     }
+    let mut trips = Vec::new();
     let start = meter.read()?;
-    while start.at.elapsed() < plan.slot {
+    let (mut now, end) = (start.at, start.at + plan.slot);
+    while now < end {
+        let before = now;
         measured += send()?;
+        now = Instant::now();
+        if workload == Workload::RoundTrips {
+            trips.push((now - before).as_secs_f64());
+        }
     }
     let spent = meter.read()?.since(start);
     sent += measured;
@@ -176,7 +170,15 @@ fn slot(plan: &Plan, meter: &mut Meter, ends: &Ends, send: &mut load::Send<'_>) 
         loss: if sent == 0 { 0.0 } else { 1.0 - share },
         cpu: each(spent.cpu),
         instructions: spent.instructions.map(each),
+        trips: spread(&mut trips),
     })
+}
+
+/// Median and 99th percentile; `None` of nothing.
+fn spread(trips: &mut [f64]) -> Option<Trips> {
+    trips.sort_by(f64::total_cmp);
+    let at = |hundredths: usize| trips.get((trips.len() * hundredths / 100).min(trips.len().saturating_sub(1)));
+    Some(Trips { median: *at(50)?, p99: *at(99)? })
 }
 
 /// How many have arrived since the count was `before`, once all `sent` have or nothing comes any more.
@@ -217,6 +219,11 @@ fn receiver(variant: &Variant<'_>, listen: SocketAddr, workload: Workload) -> Re
             let polls = workload == Workload::UdpPolled;
             Box::new(move |ends| load::count(&socket, polls, ends))
         }
+        Workload::RoundTrips => {
+            let socket = inside(variant.receiver, || udp::bind(listen))?;
+            socket.set_read_timeout(Some(STOP_INTERVAL))?;
+            Box::new(move |ends| load::answer(&socket, ends))
+        }
         Workload::Connections => {
             let listener = inside(variant.receiver, || connections::listen(listen))?;
             Box::new(move |ends| connections::answer(&listener, ends))
@@ -229,6 +236,7 @@ fn sender(to: SocketAddr, workload: Workload, ends: &Ends) -> Result<load::Send<
     Ok(match workload {
         Workload::TcpStream => load::stream(to)?,
         Workload::UdpSmall | Workload::UdpPolled => load::datagrams(to)?,
+        Workload::RoundTrips => load::round_trips(to, ends)?,
         Workload::Connections => Box::new(move || connections::ask(to, ends)),
     })
 }
@@ -242,7 +250,7 @@ fn inside<T: std::marker::Send>(namespace: Inside<'_>, f: impl FnOnce() -> Resul
 }
 
 /// Keeps the calling thread on one CPU; does nothing when there is only one.
-fn pin(cpu: Option<usize>) -> Result<()> {
+pub(crate) fn pin(cpu: Option<usize>) -> Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
     let mut only = CpuSet::new();
     only.set(cpu)?;
@@ -268,7 +276,8 @@ mod tests {
     #[test]
     fn fills_loopback_again_and_again() {
         let plan = Plan { warm_up: Duration::from_millis(5), ..Plan::new(1, Duration::from_millis(30)) };
-        for workload in [Workload::TcpStream, Workload::UdpSmall, Workload::UdpPolled, Workload::Connections] {
+        let workloads = [Workload::TcpStream, Workload::UdpSmall, Workload::UdpPolled];
+        for workload in workloads.into_iter().chain([Workload::RoundTrips, Workload::Connections]) {
             let port = free_port();
             let to = SocketAddr::from(([127, 0, 0, 1], port));
             let variant = Variant { name: "loopback", to, sender: &here, receiver: &here };
@@ -278,9 +287,18 @@ mod tests {
                     let sample = lane.measure().unwrap();
                     assert!(sample.rate > 0.0 && sample.cpu > 0.0, "{workload:?} carried nothing");
                     assert!((0.0..1.0).contains(&sample.loss), "{workload:?} lost {}", sample.loss);
+                    assert_eq!(sample.trips.is_some(), workload == Workload::RoundTrips);
                 }
             });
         }
+    }
+
+    #[test]
+    fn spreads() {
+        assert_eq!(spread(&mut []), None);
+        assert_eq!(spread(&mut [2.0]), Some(Trips { median: 2.0, p99: 2.0 }));
+        let mut trips: Vec<f64> = (0..200).rev().map(f64::from).collect();
+        assert_eq!(spread(&mut trips), Some(Trips { median: 100.0, p99: 198.0 }));
     }
 
     #[test]

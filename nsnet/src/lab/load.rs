@@ -88,3 +88,45 @@ pub(super) fn count(from: &UdpSocket, polls: bool, ends: &Ends) -> Result<()> {
     }
     Ok(())
 }
+
+/// Datagrams to `to`, each sent when the one before has come back. One that does not come is lost.
+pub(super) fn round_trips(to: SocketAddr, ends: &Ends) -> Result<Send<'_>> {
+    let socket = udp::connect(to)?;
+    socket.set_read_timeout(Some(STOP_INTERVAL))?;
+    let mut buffer = [0; 2 * SMALL];
+    let mut number = 0u64;
+    Ok(Box::new(move || {
+        number += 1;
+        let mut payload = [0x5a; SMALL];
+        payload[..8].copy_from_slice(&number.to_be_bytes());
+        match socket.send(&payload) {
+            Ok(_) => {}
+            Err(e) if is_timeout(&e) || is_refusal(&e) => return Ok(1),
+            Err(e) => return Err(e.into()),
+        }
+        loop {
+            match socket.recv(&mut buffer) {
+                Ok(len) if buffer[..len] == payload => ends.received(1),
+                // The late answer to one that was given up.
+                Ok(_) => continue,
+                Err(e) if is_timeout(&e) || is_refusal(&e) => {}
+                Err(e) => return Err(e.into()),
+            }
+            return Ok(1);
+        }
+    }))
+}
+
+/// The other end of [`round_trips`].
+pub(super) fn answer(socket: &UdpSocket, ends: &Ends) -> Result<()> {
+    let mut buffer = [0; 2 * SMALL];
+    while !ends.stopped() {
+        match socket.recv_from(&mut buffer) {
+            // What cannot be answered is missed by the one who waits for it.
+            Ok((len, from)) => _ = socket.send_to(&buffer[..len], from),
+            Err(e) if is_timeout(&e) || is_refusal(&e) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}

@@ -16,7 +16,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The right to measure, for as long as the returned value lives; the kernel takes it back if the process dies.
 /// `waiting` is called now and then while somebody else has it; its error ends the wait.
-pub(super) fn lock(waiting: impl FnMut() -> Result<()>) -> Result<Flock<File>> {
+pub(crate) fn lock(waiting: impl FnMut() -> Result<()>) -> Result<Flock<File>> {
     lock_file(&std::env::temp_dir().join("nsnet-compare.lock"), LOCK_PATIENCE, waiting)
 }
 

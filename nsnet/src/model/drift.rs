@@ -106,7 +106,12 @@ pub enum Stray {
     /// The pinned link of a port.
     Link(u16),
     /// An interface with the index of a port.
-    Interface(String),
+    Interface {
+        /// Its index.
+        index: u32,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// One thing that is another than it should be. "Missing" is neither.
@@ -234,7 +239,7 @@ impl fmt::Display for Stray {
                 write!(f, "entry for port {port} of {ip}, protocol {protocol}, {bits} bits")
             }
             Self::Link(port) => write!(f, "link of port {port}"),
-            Self::Interface(name) => write!(f, "interface {name}"),
+            Self::Interface { name, .. } => write!(f, "interface {name}"),
         }
     }
 }

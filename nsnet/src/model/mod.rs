@@ -1,15 +1,21 @@
 //! What the user wants: a state that is valid by construction, edits of it, and the plan to get there. No I/O.
 
+pub mod capture;
+pub mod declaration;
+pub mod declare;
+pub mod diff;
 pub mod drift;
 pub mod edit;
 pub mod explain;
 pub mod flow;
+pub mod headers;
 pub mod ipam;
 pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod ports;
 pub mod publish;
+pub mod request;
 pub mod spec;
 pub mod state;
 pub mod uplink;

@@ -210,7 +210,7 @@ impl<'a> Plan<'a> {
         steps.extend(known.cloned().map(|uplink| Step::AddUplink(uplink).repair()));
         let (before, pools) = self.pools();
         if pools != before {
-            steps.extend((!pools.is_empty()).then(|| Step::SetPools(pools, before)));
+            steps.extend((!pools.is_empty()).then_some(Step::SetPools(pools, before)));
         } else if self.is_broken(&Object::Pools) {
             steps.push(Step::SetPools(pools, before).repair());
         }

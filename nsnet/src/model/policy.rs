@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use nsnet_common::layout::{Policy, policy_flags};
 use nsnet_common::wire::IpAddress;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zerocopy::FromZeros as _;
 
@@ -75,8 +76,9 @@ pub enum UplinkChoice {
 }
 
 /// Who may answer to a mapped port (RFC 4787 section 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum Filtering {
     /// The endpoints that were sent to: address and port-dependent filtering.
     #[default]

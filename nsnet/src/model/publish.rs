@@ -145,6 +145,17 @@ impl State {
         Ok(publish)
     }
 
+    /// Whether what was published leads where it is asked to lead, as attachments are now.
+    pub(super) fn still_leads(&self, request: &PublishRequest, had: &Publish) -> bool {
+        let Some(port) = self.attachment(&had.network, &had.ns) else { return false };
+        let is_asked = request.network.as_ref().is_none_or(|network| *network == had.network);
+        let id = self.networks.get(&had.network).map(|network| network.id);
+        let leads_to: Vec<IpAddr> = had.entries.iter().map(|entry| entry.target).collect();
+        is_asked
+            && (Some(had.network_id), had.port) == (id, port.port)
+            && leads_to == targets(&port.ips, had.spec.host_ip())
+    }
+
     /// Publishes no more what was asked for, or printed, as `spec`.
     pub fn delete_publish(&mut self, ns: &Name, spec: &Spec) {
         self.publishes.retain(|publish| publish.ns != *ns || (publish.asked != *spec && publish.spec != *spec));

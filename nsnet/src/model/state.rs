@@ -1,6 +1,6 @@
 //! The desired state of one host, as it is kept in its file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -244,10 +244,11 @@ impl State {
             .find(|cable| (cable.a.ns == *one && cable.b.ns == *other) || (cable.a.ns == *other && cable.b.ns == *one))
     }
 
-    /// Whether somebody in `network` has `ip`.
-    pub fn is_taken(&self, network: &Network, ip: IpAddr) -> bool {
-        network.subnets.iter().any(|subnet| subnet.gateway == ip)
-            || self.attachments.iter().any(|port| port.network == network.name && port.ips.contains(&ip))
+    /// Every namespace that is known or used.
+    pub fn used_namespaces(&self) -> BTreeSet<&Name> {
+        let ports = self.attachments.iter().map(|port| &port.ns);
+        let ends = self.cables.iter().flat_map(|cable| [&cable.a.ns, &cable.b.ns]);
+        self.namespaces.keys().chain(ports).chain(ends).chain(self.routes.iter().map(|route| &route.ns)).collect()
     }
 
     /// Whether an interface `name` of ours is in `ns` already.

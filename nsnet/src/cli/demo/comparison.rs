@@ -7,7 +7,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::interrupt::Interrupt;
+use super::super::interrupt::Interrupt;
 use super::ratios::{Against, Ratios, WORKLOADS, circumstances};
 use super::report::Report;
 use super::traffic::no_checksum_errors;

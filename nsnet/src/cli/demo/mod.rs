@@ -5,7 +5,6 @@
 
 mod cable;
 mod comparison;
-mod interrupt;
 mod nat;
 mod network;
 mod outside;
@@ -25,6 +24,7 @@ use serde_json::Value;
 
 use super::Answer;
 use super::args::DemoArgs;
+use super::interrupt::Interrupt;
 use super::output::Format;
 use crate::kernel::dataplane::open_object;
 use crate::kernel::features::Features;
@@ -32,7 +32,6 @@ use crate::kernel::named;
 use crate::kernel::place::leave_private_mount_namespace;
 use crate::kernel::store::{BPFFS, RUN};
 use crate::lab::Lab;
-use interrupt::Interrupt;
 use report::Report;
 
 /// The program that acts in the lab: this one, also if its file is replaced or deleted while the demo runs. By its

@@ -148,12 +148,11 @@ mod tests {
     fn series(variant: &str, rate: f64, loss: f64, instructions: Option<f64>) -> Series {
         let blocks = |value: f64| vec![value; 6];
         Series {
-            workload: Workload::UdpSmall,
-            variant: variant.to_owned(),
             rates: blocks(rate),
             losses: blocks(loss),
             cpu: blocks(1.0 / rate),
             instructions: instructions.map(blocks).unwrap_or_default(),
+            ..Series::new(Workload::UdpSmall, variant)
         }
     }
 

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal as _};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::super::interrupt::Interrupt;
 use super::super::output::{self, Format};
-use super::interrupt::Interrupt;
 
 /// The steps so far.
 #[derive(Debug)]

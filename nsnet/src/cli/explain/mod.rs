@@ -81,7 +81,7 @@ pub(super) struct ExplainArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "hex")]
     pub pcap: Option<PathBuf>,
     /// Which frame of the file, from 1
-    #[arg(long, value_name = "N", requires = "pcap", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", requires = "pcap", conflicts_with = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub frame: Option<u32>,
     /// Read the frame from stdin as hexadecimal digits, from its destination MAC on
     #[arg(long)]
@@ -112,8 +112,7 @@ impl std::str::FromStr for Sender {
             ("host", _) => Ok(Self::Host),
             ("uplink", _) => Ok(Self::Outside(None)),
             (_, Some(("uplink", interface))) => Ok(Self::Outside(Some(interface.to_owned()))),
-            (_, Some(("ns", namespace))) => name(namespace),
-            (namespace, _) => name(namespace),
+            (_, Some(("ns", namespace))) | (namespace, _) => name(namespace),
         }
     }
 }
@@ -277,5 +276,23 @@ fn uplink<'a>(state: &'a State, name: Option<&str>) -> anyhow::Result<&'a Uplink
             Some(uplink) => Ok(uplink),
             None => bail!("{name} is no uplink; there are {}", known()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senders() {
+        let parsed = |text: &str| text.parse::<Sender>().map(|sender| format!("{sender:?}"));
+        assert_eq!(parsed("host").as_deref(), Ok("Host"));
+        assert_eq!(parsed("uplink").as_deref(), Ok("Outside(None)"));
+        assert_eq!(parsed("uplink:eth0").as_deref(), Ok("Outside(Some(\"eth0\"))"));
+        assert_eq!(parsed("ns:host").as_deref(), Ok("Namespace(Name(\"host\"))"));
+        assert_eq!(parsed("red").as_deref(), Ok("Namespace(Name(\"red\"))"));
+        for bad in ["", "a/b", "ns:", "bridge:br0"] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -5,8 +5,8 @@ use aya::programs::{ProgramInfo, SchedClassifier};
 use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
 use nsnet_common::layout::{
-    DropKey, Flow, Flow4, FlowKey, FlowKey4, Holding, Network, Policy, Port, PortCounters, PortId, Publish, Traffic,
-    Usage, names,
+    DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, Holding, Network, Policy, Port, PortCounters, PortId, Publish,
+    Traffic, Usage, names,
 };
 use nsnet_common::memory::MemoryTables;
 use nsnet_common::state::State;
@@ -170,7 +170,7 @@ impl Copy {
         // A drop is taken back only where one was counted.
         for (port, reason) in left.drops.borrow().keys() {
             let key = DropKey { port: *port, reason: *reason };
-            let zeros = PerCpuValues::try_from(vec![Traffic::default(); cpus]);
+            let zeros = PerCpuValues::try_from(vec![Dropped::default(); cpus]);
             let zeros = zeros.map_err(|error| KernelError::new("fill a map", error))?;
             set(maps.drops.insert(key, zeros, 0))?;
         }
@@ -211,7 +211,7 @@ impl Copy {
         }
         for entry in maps.drops.iter() {
             let (key, cpus) = entry?;
-            let sum = cpus.iter().fold(Traffic::default(), |sum, one| plus(sum, *one));
+            let sum = cpus.iter().fold(Traffic::default(), |sum, one| plus(sum, one.traffic));
             state.drops.insert((key.port, key.reason), sum);
         }
         let stations = maps.stations.iter().collect::<std::result::Result<Vec<_>, _>>()?;
@@ -306,7 +306,7 @@ fn insert_flow(
 }
 
 /// The TC action that an outcome becomes (linux/pkt_cls.h).
-fn action(outcome: Outcome) -> u32 {
+pub fn action(outcome: Outcome) -> u32 {
     const SHOT: u32 = 2;
     const REDIRECT: u32 = 7;
     /// -1.

@@ -4,9 +4,9 @@ use aya::maps::{MapData, MapInfo};
 use nsnet_common::layout::names;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
-use super::super::bpf::RawMap;
+use super::super::batch;
 use super::super::dataplane::{Dataplane, Hook, Object, refused};
-use super::super::error::{Doing as _, KernelError, Result};
+use super::super::error::{KernelError, Result};
 use super::super::features::Features;
 use super::copy::Copy;
 
@@ -58,9 +58,14 @@ fn constants(dataplane: &Dataplane) -> Result<Vec<u8>> {
     for id in ids.unwrap_or_default() {
         let map = MapInfo::from_id(id).map_err(|error| refused("look at a program's map", error))?;
         if map.name_as_str() == Some(SECTION) {
-            let data = MapData::from_id(id).map_err(|error| refused("open a program's map", error))?;
-            let first = RawMap::new(data)?.get(&0u32.to_ne_bytes()).doing(|| "read the programs' constants")?;
-            return first.ok_or_else(missing);
+            let map = MapData::from_id(id).map_err(|error| refused("open a program's map", error))?;
+            let mut constants = Vec::new();
+            // An array of one entry.
+            batch::for_each_bytes(&map, SECTION, |_key, value| {
+                constants = value.to_vec();
+                Ok(())
+            })?;
+            return Ok(constants);
         }
     }
     Err(missing())

@@ -6,9 +6,9 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use nsnet_common::layout::{
-    AddressKey, DropKey, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey, Holding,
-    Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish, PublishedKey, Station,
-    StationKey, SubnetKey, Traffic, Usage, names,
+    AddressKey, DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, Held, HeldKey,
+    Holding, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish, PublishedKey,
+    Station, StationKey, SubnetKey, Usage, names,
 };
 use nsnet_common::tables::Age;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
@@ -26,7 +26,7 @@ pub(super) struct OpenMaps {
     pub(super) addresses: HashMap<MapData, AddressKey, PortId>,
     pub(super) subnets: LpmTrie<MapData, SubnetKey, NetworkId>,
     pub(super) counters: PerCpuArray<MapData, PortCounters>,
-    pub(super) drops: PerCpuHashMap<MapData, DropKey, Traffic>,
+    pub(super) drops: PerCpuHashMap<MapData, DropKey, Dropped>,
     pub(super) flood_clocks: Array<MapData, u64>,
     pub(super) refusal_clocks: Array<MapData, u64>,
     pub(super) policies: Array<MapData, Policy>,

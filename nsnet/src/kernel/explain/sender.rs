@@ -90,7 +90,7 @@ pub fn from_namespace(
         let why = format!("its route to {} is by {}, which leads into no network", wish.destination.ip, link.name);
         return Err(KernelError::refused(what(), why));
     };
-    let id = state.networks.get(&port.network).map_or(NetworkId::OUTSIDE, |network| network.id());
+    let id = state.networks.get(&port.network).map_or(NetworkId::OUTSIDE, crate::model::state::Network::id);
     let own = || port.ips.iter().copied().find(|ip| ip.is_ipv4() == wish.destination.ip.is_ipv4());
     let source = wish.source.map(|source| source.ip).or(way.source).or_else(own);
     let source = source.ok_or_else(|| {
@@ -157,7 +157,8 @@ fn way(netlink: &Netlink, wish: &Wish, only: Option<&Link>, is_told: bool) -> Re
         |link: &Link| Way { index: link.index, via: None, source: None, is_local: false, is_broadcast: false };
     let is_group = group_mac(ip).is_some();
     match only {
-        Some(link) if wish.what == What::Neighbour || is_group => Ok(Some(on_link(link))),
+        // Whoever names the receiver's MAC asks for no route either.
+        Some(link) if wish.what == What::Neighbour || is_group || wish.to_mac.is_some() => Ok(Some(on_link(link))),
         Some(link) => netlink.way_to(ip, source, is_told.then_some(link.index)),
         None => netlink.way_to(ip, source, None),
     }

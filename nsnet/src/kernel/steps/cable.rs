@@ -1,5 +1,6 @@
 //! A cable: a veth pair between two namespaces.
 
+use super::Around;
 use super::interface::{set_addresses, set_ipv6, taken};
 use crate::kernel::error::Result;
 use crate::kernel::host::Host;
@@ -9,15 +10,14 @@ use crate::kernel::veth::VethSpec;
 use crate::model::state::{Cable, CableEnd};
 
 /// `is_known`: there is to be such a cable already, and what has its names is taken for it.
-pub(super) fn check(host: &Host, cable: &Cable, is_known: bool) -> Result<()> {
+pub(super) fn check(host: &Host, cable: &Cable, around: &Around<'_>, is_known: bool) -> Result<()> {
     [&cable.a, &cable.b].into_iter().try_for_each(|end| {
-        let ns = host.member(end.ns.as_str())?;
-        match Netlink::inside(&ns)?.link(&end.interface)? {
-            Some(link) if !(is_known && link.kind.as_deref() == Some("veth")) => {
-                Err(taken(&format!("{} in namespace {}", end.interface, end.ns)))
-            }
-            _ => Ok(()),
+        let Some(ns) = around.member(host, &end.ns)? else { return Ok(()) };
+        let Some(link) = Netlink::inside(&ns)?.link(&end.interface)? else { return Ok(()) };
+        if around.takes_away(&end.ns, &link) || (is_known && link.kind.as_deref() == Some("veth")) {
+            return Ok(());
         }
+        Err(taken(&format!("{} in namespace {}", end.interface, end.ns)))
     })
 }
 

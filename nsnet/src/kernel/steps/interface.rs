@@ -6,17 +6,17 @@ use ipnet::IpNet;
 use nsnet_common::layout::PortId;
 use nsnet_common::wire::Mac;
 
+use super::Around;
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::link::Link;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::sysctl;
 
-/// A name that only our own port may have already, left over from a step that was cut off.
-pub(super) fn check_free(netlink: &Netlink, name: &str, port: PortId) -> Result<()> {
-    match netlink.link(name)? {
-        Some(link) if link.index != port.ifindex() && link.peer_index != Some(port.ifindex()) => Err(taken(name)),
-        _ => Ok(()),
-    }
+/// A name that only our own port may have already, left over from a step that was cut off; or one that goes.
+pub(super) fn check_free(netlink: &Netlink, name: &str, port: PortId, around: &Around<'_>) -> Result<()> {
+    let Some(link) = netlink.link(name)? else { return Ok(()) };
+    let is_ours = |index: u32| index == port.ifindex() || around.ports.contains(&index);
+    if is_ours(link.index) || link.peer_index.is_some_and(is_ours) { Ok(()) } else { Err(taken(name)) }
 }
 
 pub(super) fn taken(name: &str) -> KernelError {

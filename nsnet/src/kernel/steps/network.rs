@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::Around;
 use super::interface::{check_free, set_addresses, set_ipv6, set_link, with_prefix};
 use super::port::host_entry;
 use crate::kernel::dataplane::Hook;
@@ -14,11 +15,11 @@ use crate::kernel::veth::VethSpec;
 use crate::model::name::unused_end;
 use crate::model::state::Network;
 
-pub(super) fn check(host: &Host, network: &Network) -> Result<()> {
+pub(super) fn check(host: &Host, network: &Network, around: &Around<'_>) -> Result<()> {
     for name in [network.name.as_str(), &unused_end(&network.name)] {
-        check_free(&host.netlink, name, network.port())?;
+        check_free(&host.netlink, name, network.port(), around)?;
     }
-    check_subnets(host, network)
+    check_subnets(host, network, around)
 }
 
 /// Makes the network, or what is missing of it: connections go on over what is there.
@@ -84,8 +85,11 @@ pub(super) fn delete(host: &Host, network: &Network) -> Result<()> {
 }
 
 /// RFC 4787 REQ-7: addresses of the network must not be ones that the host already reaches otherwise.
-fn check_subnets(host: &Host, network: &Network) -> Result<()> {
-    match overlap(network, &host.netlink.all_addresses()?, &host.netlink.routes()?) {
+fn check_subnets(host: &Host, network: &Network, around: &Around<'_>) -> Result<()> {
+    let (mut addresses, mut routes) = (host.netlink.all_addresses()?, host.netlink.routes()?);
+    addresses.retain(|(index, _)| !around.ports.contains(index));
+    routes.retain(|route| !route.index.is_some_and(|index| around.ports.contains(&index)));
+    match overlap(network, &addresses, &routes) {
         Some((subnet, other)) => {
             let why = format!("subnet {subnet} overlaps {other}");
             let refused = KernelError::refused(format!("make network {}", network.name), why);

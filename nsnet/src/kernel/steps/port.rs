@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use nsnet_common::layout::{Port, flags};
 
+use super::Around;
 use super::interface::{check_free, set_addresses, set_ipv6, set_link, taken, with_prefix};
 use crate::kernel::announce::announce;
 use crate::kernel::dataplane::Hook;
@@ -16,11 +17,11 @@ use crate::kernel::netns::NetNs;
 use crate::kernel::veth::VethSpec;
 use crate::model::state::{Attachment, Network};
 
-pub(super) fn check(host: &Host, port: &Attachment) -> Result<()> {
-    let ns = host.member(port.ns.as_str())?;
-    check_free(&host.netlink, &port.outer, port.port())?;
+pub(super) fn check(host: &Host, port: &Attachment, around: &Around<'_>) -> Result<()> {
+    check_free(&host.netlink, &port.outer, port.port(), around)?;
+    let Some(ns) = around.member(host, &port.ns)? else { return Ok(()) };
     match Netlink::inside(&ns)?.link(&port.inner)? {
-        Some(link) if link.peer_index != Some(port.port().ifindex()) => {
+        Some(link) if link.peer_index != Some(port.port().ifindex()) && !around.takes_away(&port.ns, &link) => {
             Err(taken(&format!("{} in namespace {}", port.inner, port.ns)))
         }
         _ => Ok(()),

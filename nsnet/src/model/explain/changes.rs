@@ -41,7 +41,6 @@ impl Words<'_> {
             Change::RefusalClock(port, clock) => self.clock(&Lookup::RefusalClock(*port, *clock)),
             Change::Flow(age, key, flow, inserted) => of_flow(*age, key, made(*inserted, || self.flow(key, flow))?),
             Change::NoFlow(age, key, true) => of_flow(*age, key, REMOVED.to_owned()),
-            Change::NoFlow(_, _, false) => None,
             Change::Seen(age, key, _now) => of_flow(*age, key, "noted to be in use".to_owned()),
             Change::State(age, key, state, timeout) => {
                 of_flow(*age, key, format!("becomes {}, lives {timeout} s from its last use", state.label()))
@@ -71,7 +70,6 @@ impl Words<'_> {
             Change::NoMapping(key, true) => {
                 edit(names::MAPPINGS, entry(&Lookup::Mapping(*key, None)).key, REMOVED.to_owned())
             }
-            Change::NoMapping(_, false) => None,
             Change::Usage(owner, flows, ports) => {
                 let key = entry(&Lookup::Usage(*owner, nsnet_common::layout::Usage::default())).key;
                 edit(names::USAGE, key, format!("{flows:+} established flows, {ports:+} ports"))
@@ -91,7 +89,10 @@ impl Words<'_> {
                 edit(names::HELD, entry(&Lookup::Held(*place, None)).key, "comes in again".to_owned())
             }
             Change::Free(place, true) => edit(names::HELD, entry(&Lookup::Held(*place, None)).key, REMOVED.to_owned()),
-            Change::LetGo(_, false) | Change::Free(_, false) => None,
+            Change::NoFlow(_, _, false)
+            | Change::NoMapping(_, false)
+            | Change::LetGo(_, false)
+            | Change::Free(_, false) => None,
         }
     }
 

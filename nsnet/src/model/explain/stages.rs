@@ -105,7 +105,10 @@ impl Draft<'_> {
             Ok(_) | Err(_) => None,
         };
         let (says, by) = match reason {
-            Some(reason) => (format!("dropped, {}: {}", reason.label(), reason.sentence()), lookups.last()),
+            Some(reason) => (
+                format!("dropped, {}: {}", reason.label(), reason.sentence()),
+                lookups.iter().rfind(|it| it.table != names::HOLDING),
+            ),
             None => {
                 let tells = deciding(self.stage);
                 let of_stage = |entry: &&Entry| tells.is_empty() || tells.contains(&entry.table);
@@ -148,10 +151,8 @@ impl Draft<'_> {
                 None => "about a packet of no flow".to_owned(),
             },
             Some(Stage::Lead) => self.lead(step.lead, words),
-            Some(Stage::Open) => match step.lead {
-                Lead::KeepOrPool => "it may open a flow, masqueraded".to_owned(),
-                _ => "it may open a flow".to_owned(),
-            },
+            Some(Stage::Open) if step.lead == Lead::KeepOrPool => "it may open a flow, masqueraded".to_owned(),
+            Some(Stage::Open) => "it may open a flow".to_owned(),
             Some(Stage::Publish) => {
                 let place = self
                     .lookups()

@@ -1,9 +1,8 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::model::edit::{AttachRequest, NetworkRequest};
 use crate::model::plan::{Reservation, Step, plan};
-use crate::model::policy::Outside;
+use crate::model::request::{AttachRequest, NetworkRequest};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -18,27 +17,11 @@ fn state() -> State {
     let mut state = State::default();
     for (network, subnets) in [("v4", &["10.0.0.0/24"][..]), ("dual", &["10.1.0.0/24", "fd01::/64"])] {
         let subnets = subnets.iter().map(|net| net.parse().unwrap()).collect();
-        let request = NetworkRequest {
-            name: name(network),
-            subnets,
-            gateways: Vec::new(),
-            mtu: None,
-            default_mtu: 1500,
-            outside: Outside::default(),
-        };
-        state.add_network(&request).unwrap();
+        let request = NetworkRequest::new(name(network), subnets);
+        state.add_network(&request, 1500).unwrap();
     }
     for (network, ns) in [("v4", "red"), ("dual", "red"), ("dual", "blue")] {
-        let request = AttachRequest {
-            network: name(network),
-            ns: name(ns),
-            ips: Vec::new(),
-            mac: None,
-            interface: None,
-            learn: false,
-            trusted: false,
-        };
-        state.attach(&request).unwrap();
+        state.attach(&AttachRequest::new(name(network), name(ns))).unwrap();
     }
     state
 }

@@ -1,0 +1,290 @@
+//! Frames from within the kernel: made by a program of ours, handed to the stack as if an interface had received them,
+//! and counted where they come out.
+//!
+//! No socket and no system call is in between, so what is measured is the path: about a tenth of what a datagram of a
+//! process costs. The frames enter at the host's end of a namespace's veth, or at the uplink; the same program counts
+//! and drops them at the last interface, for every peer. An XDP program could not: it does not see what
+//! `bpf_redirect_peer` delivers.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::tc::SchedClassifierLinkId;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
+use nsnet_common::bench::{
+    COUNTED, ECHO, GENERATE, HEADER_WORDS, NEXT, NOTHING, SHAPE_FIXED, SHAPE_V4, SINK, TEMPLATE, Template,
+};
+
+use super::site::Injection;
+use crate::kernel::netlink::Netlink;
+use crate::kernel::netns::NetNs;
+use crate::lab::compare::Sample;
+use crate::lab::cost::Meter;
+use crate::lab::lane::{Cpus, pin};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-bench-ebpf"));
+
+/// Frames made at once, before the stack's queues are worked off: NAPI's budget.
+const BATCH: u32 = 64;
+/// Frames of the run that finds out how fast it goes.
+pub(super) const TRIAL: u32 = 4096;
+/// Ethernet header, IPv4 header, UDP header.
+const ETHERNET: usize = 14;
+const HEADERS: usize = ETHERNET + 20 + 8;
+const UDP: u8 = 17;
+
+/// The programs, loaded.
+pub(super) struct Injector {
+    ebpf: Ebpf,
+    template: Array<MapData, Template>,
+    counted: PerCpuArray<MapData, u64>,
+    next: PerCpuArray<MapData, u64>,
+}
+
+/// The program that does nothing, loaded: what any program's run costs to begin with.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn nothing() -> Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).context("cannot load the bench's programs")?;
+    let program: &mut SchedClassifier =
+        ebpf.program_mut(NOTHING).context("the object has no such program")?.try_into()?;
+    program.load().context("cannot load a program that does nothing")?;
+    Ok(ebpf)
+}
+
+/// What is injected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Series {
+    /// Of the frame, without the checksum at its end.
+    pub(super) length: usize,
+    pub(super) first_source: u16,
+    pub(super) sources: u16,
+    pub(super) first_destination: u16,
+    pub(super) destinations: u16,
+}
+
+/// How a path is filled once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    /// Of the frames.
+    pub(super) length: usize,
+    /// About how long.
+    pub(super) slot: Duration,
+    /// At most this many frames, after the [`TRIAL`].
+    pub(super) limit: u32,
+    /// Whether they arrive at a sink; else all are taken for arrived.
+    pub(super) is_counted: bool,
+    /// The first one is used.
+    pub(super) cpus: Cpus,
+}
+
+impl Injector {
+    /// Has the verifier accept them.
+    pub(super) fn load() -> Result<Injector> {
+        ensure!(!OBJECT.is_empty(), "this nsnet was built without the programs of its bench: run `cargo xtask build`");
+        let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).context("cannot load the bench's programs")?;
+        let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let (template, counted, next) = (map(TEMPLATE)?, map(COUNTED)?, map(NEXT)?);
+        let generate: &mut Xdp = ebpf.program_mut(GENERATE).context("the object has no generator")?.try_into()?;
+        generate.load().context("cannot load the generator")?;
+        for name in [SINK, ECHO] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).context("the object has no sink")?.try_into()?;
+            program.load().with_context(|| format!("cannot load {name}"))?;
+        }
+        let (template, counted, next) = (template.try_into()?, counted.try_into()?, next.try_into()?);
+        Ok(Injector { ebpf, template, counted, next })
+    }
+
+    /// Puts a program on the ingress side of an interface.
+    pub(super) fn attach(&mut self, name: &str, at: &(NetNs, String)) -> Result<SchedClassifierLinkId> {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("no such program")?.try_into()?;
+        let (ns, interface) = at;
+        let attached = ns.run(|| program.attach(interface, TcAttachType::Ingress))?;
+        attached.with_context(|| format!("cannot put {name} on {interface}"))
+    }
+
+    /// Takes it off again.
+    pub(super) fn detach(&mut self, name: &str, link: SchedClassifierLinkId) -> Result<()> {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("no such program")?.try_into()?;
+        Ok(program.detach(link)?)
+    }
+
+    /// What the next frames are to be; they begin with the first of the series.
+    pub(super) fn set(&mut self, template: &Template) -> Result<()> {
+        self.template.set(0, template, 0)?;
+        let zeros = PerCpuValues::try_from(vec![0; nr_cpus().map_err(|(_, error)| error)?])?;
+        Ok(self.next.set(0, zeros, 0)?)
+    }
+
+    /// How many datagrams have arrived at sinks so far.
+    fn counted(&self) -> Result<u64> {
+        Ok(self.counted.get(&0, 0)?.iter().sum())
+    }
+
+    /// Injects `frames` frames of `length` bytes at `at`.
+    pub(super) fn send(&mut self, at: &(NetNs, String), length: usize, frames: u32) -> Result<()> {
+        let index = ifindex(at)?;
+        let generate = self.generator()?;
+        at.0.run(|| run(generate, index, length, frames).map(|_seconds| ()))?
+    }
+
+    /// Fills the path for about as long as `slot`.
+    pub(super) fn measure(&self, at: &(NetNs, String), turn: Turn) -> Result<Sample> {
+        let index = ifindex(at)?;
+        let Turn { length, slot, limit, is_counted, cpus } = turn;
+        let generate = self.generator()?;
+        at.0.run(|| {
+            pin(cpus.map(|(first, _)| first))?;
+            let mut meter = Meter::of_this_thread();
+            let trial = run(generate, index, length, TRIAL)?;
+            let frames = (slot.as_secs_f64() / trial * f64::from(TRIAL)).clamp(1.0, f64::from(limit)) as u32;
+            let before = self.counted()?;
+            let start = meter.read()?;
+            let time = run(generate, index, length, frames)?;
+            let spent = meter.read()?.since(start);
+            let arrived = if is_counted { (self.counted()? - before) as f64 } else { f64::from(frames) };
+            let each = |spent: f64| if arrived > 0.0 { spent / arrived } else { 0.0 };
+            Ok(Sample {
+                rate: arrived / time,
+                loss: (1.0 - arrived / f64::from(frames)).max(0.0),
+                cpu: each(spent.cpu),
+                instructions: spent.instructions.map(each),
+                trips: None,
+            })
+        })?
+    }
+
+    fn generator(&self) -> Result<&Xdp> {
+        Ok(self.ebpf.program(GENERATE).context("the object has no generator")?.try_into()?)
+    }
+}
+
+/// Runs the generator in the calling thread's namespace. Says how many seconds the frames took, as the kernel measured
+/// it: the call itself also waits some 30 ms, for its memory to be given back.
+fn run(generate: &Xdp, ifindex: u32, length: usize, frames: u32) -> Result<f64> {
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, length as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+    let frame = vec![0; length];
+    let options = TestRunOptions {
+        data_in: Some(&frame),
+        ctx_in: Some(&context),
+        repeat: frames,
+        attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+        ..TestRunOptions::new()
+    };
+    let result = generate.test_run(options).context("cannot inject frames (needs Linux 5.18)")?;
+    // Whole nanoseconds for each frame, and there is none that takes none.
+    Ok(result.duration.max(Duration::from_nanos(1)).as_secs_f64() * f64::from(frames))
+}
+
+fn ifindex((ns, interface): &(NetNs, String)) -> Result<u32> {
+    Ok(Netlink::inside(ns)?.existing_link(interface)?.index)
+}
+
+/// Datagrams on the way of `injection`.
+pub(super) fn datagrams(injection: &Injection, series: Series) -> Template {
+    let Injection { macs: [source_mac, destination_mac], ips: [source, destination], .. } = injection;
+    let (ip_length, udp_length) = ((series.length - ETHERNET) as u16, (series.length - ETHERNET - 20) as u16);
+    let mut bytes = Vec::with_capacity(HEADERS);
+    bytes.extend([&destination_mac[..], &source_mac[..], &[0x08, 0x00]].concat());
+    let mut ip = [&[0x45, 0][..], &ip_length.to_be_bytes(), &[0, 0, 0x40, 0, 64, UDP, 0, 0]].concat();
+    ip.extend([source.octets(), destination.octets()].concat());
+    let checksum = !fold(sum(&ip));
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    bytes.extend(ip);
+    bytes.extend([&[0, 0, 0, 0][..], &udp_length.to_be_bytes(), &[0, 0]].concat());
+    // The pseudo-header, the length in the header, and a payload of zeros.
+    let addresses = sum(&[source.octets(), destination.octets()].concat());
+    let under_checksum = addresses + u32::from(UDP) + 2 * u32::from(udp_length);
+    Template {
+        header: words(&bytes),
+        shape: SHAPE_V4,
+        sum: under_checksum,
+        first_source: series.first_source.into(),
+        sources: series.sources.into(),
+        first_destination: series.first_destination.into(),
+        destinations: series.destinations.into(),
+    }
+}
+
+/// Broadcast ARP requests of the sender for the receiver's address.
+pub(super) fn arp_requests(injection: &Injection) -> Template {
+    let Injection { macs: [mac, _], ips: [source, destination], .. } = injection;
+    let head = [&[0xff; 6][..], mac, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1], mac].concat();
+    let bytes = [&head[..], &source.octets(), &[0; 6], &destination.octets()].concat();
+    Template {
+        header: words(&bytes),
+        shape: SHAPE_FIXED,
+        sum: 0,
+        first_source: 0,
+        sources: 1,
+        first_destination: 0,
+        destinations: 1,
+    }
+}
+
+fn words(bytes: &[u8]) -> [u16; HEADER_WORDS] {
+    let mut words = [0; HEADER_WORDS];
+    for (word, pair) in words.iter_mut().zip(bytes.chunks(2)) {
+        *word = u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+    }
+    words
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
+}
+
+fn fold(sum: u32) -> u16 {
+    let once = (sum & 0xffff) + (sum >> 16);
+    ((once & 0xffff) + (once >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn injection() -> Injection {
+        let here = || (NetNs::current().unwrap(), "lo".to_owned());
+        let ips = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
+        Injection { entry: here(), macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]], ips, exit: here(), back: here() }
+    }
+
+    /// The frame as the program writes it.
+    fn frame(template: &Template, number: u64, length: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = template.header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        bytes.truncate(HEADERS);
+        bytes.resize(length, 0);
+        let (source, destination) = template.ports(number);
+        bytes[34..36].copy_from_slice(&source.to_be_bytes());
+        bytes[36..38].copy_from_slice(&destination.to_be_bytes());
+        bytes[40..42].copy_from_slice(&template.checksum(source, destination).to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn checksums_are_right() {
+        let series = Series { length: 64, first_source: 1000, sources: 10, first_destination: 53, destinations: 3 };
+        let template = datagrams(&injection(), series);
+        for number in [0, 7, 29] {
+            let frame = frame(&template, number, 64);
+            assert_eq!(fold(sum(&frame[14..34])), 0xffff, "of the IPv4 header");
+            let pseudo = sum(&frame[26..34]) + u32::from(UDP) + sum(&frame[38..40]);
+            assert_eq!(fold(pseudo + sum(&frame[34..])), 0xffff, "of the datagram");
+        }
+    }
+
+    #[test]
+    fn asks_everybody_for_the_receiver() {
+        let frame = frame(&Template { shape: SHAPE_FIXED, ..arp_requests(&injection()) }, 0, 42);
+        assert_eq!(frame[..6], [0xff; 6]);
+        assert_eq!(frame[12..14], [8, 6]);
+        assert_eq!(frame[28..32], [10, 0, 0, 1]);
+    }
+}

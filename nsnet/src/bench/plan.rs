@@ -1,0 +1,231 @@
+//! What a run measures, and for how long.
+
+use std::time::Duration;
+
+use super::peer::{Peer, Way};
+use super::result::{Axis, Load, Point};
+
+/// How thorough a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// One block of very little: whether everything works.
+    Smoke,
+    /// Under five minutes.
+    Quick,
+    /// With all axes and the programs of others; a figure to publish.
+    Full,
+}
+
+/// Which part of it; everything when left out.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Ways.
+    pub ways: Vec<Way>,
+    /// Loads.
+    pub loads: Vec<Load>,
+    /// Peers; the direct veth is always one.
+    pub peers: Vec<Peer>,
+    /// No scaling curves.
+    pub no_curves: bool,
+}
+
+/// Something to measure.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Task {
+    pub(super) way: Way,
+    pub(super) load: Load,
+    pub(super) peers: Vec<Peer>,
+    pub(super) blocks: usize,
+}
+
+/// A scaling curve: the same task at several sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Curve {
+    pub(super) axis: Axis,
+    pub(super) way: Way,
+    pub(super) load: Load,
+    pub(super) peers: Vec<Peer>,
+    pub(super) counts: Vec<u32>,
+    pub(super) blocks: usize,
+}
+
+impl Effort {
+    /// As it is written into reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Effort::Smoke => "smoke",
+            Effort::Quick => "quick",
+            Effort::Full => "full",
+        }
+    }
+
+    /// How long a peer's turn in a block is.
+    pub(super) fn slot(self) -> Duration {
+        Duration::from_millis(if self == Effort::Smoke { 10 } else { 40 })
+    }
+
+    /// The same at a point of a scaling curve. With many flows each must be met several times in a turn, and turns be longer
+    /// than a second, after which nsnet looks at a flow's way anew: else every packet would be the first in a while.
+    pub(super) fn slot_of(self, point: Option<Point>) -> Duration {
+        match point {
+            Some(Point { axis: Axis::Flows, .. }) => Duration::from_millis(1_500),
+            _ => self.slot(),
+        }
+    }
+
+    /// The same for programs of others, which need longer to get going.
+    pub(super) fn outer_slot(self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn blocks(self) -> usize {
+        match self {
+            Effort::Smoke => 1,
+            Effort::Quick => 10,
+            Effort::Full => 60,
+        }
+    }
+
+    /// The cells, without those that `selection` leaves out.
+    pub(super) fn tasks(self, selection: &Selection) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        for (way, load) in Way::ALL.into_iter().flat_map(|way| self.loads(way).into_iter().map(move |load| (way, load)))
+        {
+            let peers = Peer::ALL.into_iter().filter(|peer| carries(*peer, way, load)).collect();
+            // Those of others take seconds for each peer.
+            let blocks = if load.is_outer() { 6 } else { self.blocks() };
+            tasks.push(Task { way, load, peers, blocks });
+        }
+        tasks.retain(|task| selection.ways.is_empty() || selection.ways.contains(&task.way));
+        tasks.retain(|task| selection.loads.is_empty() || selection.loads.contains(&task.load));
+        for task in &mut tasks {
+            selection.narrow(&mut task.peers);
+        }
+        tasks
+    }
+
+    fn loads(self, way: Way) -> Vec<Load> {
+        let mut loads = vec![Load::Tcp, Load::RoundTrips];
+        if self == Effort::Smoke {
+            return if way == Way::NsToNs { vec![Load::Udp64, Load::Injected64] } else { Vec::new() };
+        }
+        if !matches!(way, Way::HostToPublished | Way::NsToPublished) {
+            loads.extend([Load::Udp64, Load::Udp64Polled]);
+        }
+        if way != Way::NsToHost {
+            loads.push(Load::Connections);
+        }
+        if matches!(way, Way::NsToNs | Way::NsToOutside | Way::OutsideToPublished) {
+            loads.push(Load::Injected64);
+            if way != Way::NsToNs {
+                loads.push(Load::NewFlows);
+            }
+            if self == Effort::Full {
+                loads.extend([Load::Injected512, Load::Injected1400, Load::Iperf1, Load::Iperf4]);
+                loads.extend([Load::HttpKeepAlive, Load::HttpClose]);
+            }
+        }
+        loads
+    }
+
+    /// The scaling curves.
+    pub(super) fn curves(self, selection: &Selection) -> Vec<Curve> {
+        let (namespaces, ports, flows): (&[u32], &[u32], &[u32]) = match self {
+            Effort::Smoke => return Vec::new(),
+            Effort::Quick => (&[2, 50], &[1, 1_000], &[1, 30_000]),
+            Effort::Full => {
+                (&[2, 10, 100, 1_000], &[1, 100, 1_000, 10_000, 60_000], &[1, 1_000, 10_000, 100_000, 1_000_000])
+            }
+        };
+        if selection.no_curves {
+            return Vec::new();
+        }
+        // Turns of over a second each, for as many flows.
+        let of_flows = if self == Effort::Full { 12 } else { 3 };
+        let curve = |axis, way, load, peers: &[Peer], counts: &[u32]| {
+            let blocks = if axis == Axis::Flows { of_flows } else { self.blocks() };
+            Curve { axis, way, load, peers: peers.to_vec(), counts: counts.to_vec(), blocks }
+        };
+        let switches = [Peer::Bridge, Peer::Nsnet];
+        let translators = [Peer::DockerNft, Peer::NftMaps, Peer::Routed, Peer::Nsnet];
+        let mut curves = vec![
+            curve(Axis::Namespaces, Way::NsToNs, Load::Injected64, &switches, namespaces),
+            curve(Axis::Namespaces, Way::NsToNs, Load::ArpRequests, &switches, namespaces),
+            curve(Axis::Ports, Way::OutsideToPublished, Load::NewFlows, &translators, ports),
+            curve(Axis::Flows, Way::NsToOutside, Load::Injected64, &translators, flows),
+        ];
+        for curve in &mut curves {
+            selection.narrow(&mut curve.peers);
+        }
+        curves.retain(|curve| selection.ways.is_empty() || selection.ways.contains(&curve.way));
+        curves.retain(|curve| selection.loads.is_empty() || selection.loads.contains(&curve.load));
+        curves
+    }
+}
+
+impl Selection {
+    fn narrow(&self, peers: &mut Vec<Peer>) {
+        let stays = |peer: &Peer| {
+            self.peers.is_empty() || self.peers.contains(peer) || matches!(peer, Peer::Direct | Peer::DirectAgain)
+        };
+        peers.retain(stays);
+    }
+}
+
+/// Whether a peer can carry this load on this way.
+fn carries(peer: Peer, way: Way, load: Load) -> bool {
+    let by_load = match load {
+        Load::Injected64 | Load::Injected512 | Load::Injected1400 | Load::NewFlows | Load::ArpRequests => {
+            peer.takes_frames()
+        }
+        // The proxy is one of TCP.
+        Load::Udp64 | Load::Udp64Polled | Load::RoundTrips => peer != Peer::Proxy,
+        Load::Tcp | Load::Connections | Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose => true,
+    };
+    peer.has(way) && by_load
+}
+
+impl Load {
+    /// Whether a program of others makes it.
+    pub(super) fn is_outer(self) -> bool {
+        matches!(self, Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose)
+    }
+
+    /// Whether it is injected in the kernel.
+    pub(super) fn is_injected(self) -> bool {
+        matches!(self, Load::Injected64 | Load::Injected512 | Load::Injected1400 | Load::NewFlows | Load::ArpRequests)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_run_takes_less_than_five_minutes() {
+        let everything = Selection::default();
+        let (tasks, curves) = (Effort::Quick.tasks(&everything), Effort::Quick.curves(&everything));
+        let seconds = super::super::run::estimate(Effort::Quick, &tasks, &curves).as_secs_f64();
+        assert!(seconds < 290.0, "{seconds} s");
+    }
+
+    #[test]
+    fn a_selection_leaves_the_rest_out() {
+        let selection =
+            Selection { ways: vec![Way::NsToNs], loads: vec![Load::Tcp], peers: vec![Peer::Nsnet], no_curves: true };
+        let peers = vec![Peer::Direct, Peer::DirectAgain, Peer::Nsnet];
+        let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 60 };
+        assert_eq!(Effort::Full.tasks(&selection), [task]);
+        assert!(Effort::Full.curves(&selection).is_empty());
+    }
+
+    #[test]
+    fn no_peer_is_asked_for_what_it_has_not() {
+        for task in Effort::Full.tasks(&Selection::default()) {
+            assert!(task.peers.starts_with(&[Peer::Direct, Peer::DirectAgain]), "{task:?}");
+            assert!(task.peers.contains(&Peer::Nsnet), "{task:?}");
+            assert!(!(task.load == Load::Udp64 && task.peers.contains(&Peer::Proxy)));
+            assert!(!(task.load == Load::Injected64 && task.peers.contains(&Peer::Macvlan)));
+        }
+    }
+}

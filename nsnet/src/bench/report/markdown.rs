@@ -1,0 +1,192 @@
+//! The report as Markdown.
+
+use std::fmt::Write as _;
+
+use super::super::goals::Judged;
+use super::super::peer::{Peer, Way};
+use super::super::result::{Cell, Results};
+use super::{circumstances, machine, summary};
+use crate::lab::{Measure, Ratio};
+
+/// The whole report.
+pub fn markdown(results: &Results, goals: &[Judged]) -> String {
+    let mut text = format!("# nsnet bench\n\n{}.\n\n{}.\n\n", machine(results), circumstances(results));
+    lost(&mut text, results);
+    judged(&mut text, goals);
+    for way in Way::ALL {
+        let cells: Vec<&Cell> = results.cells.iter().filter(|cell| cell.way == way && cell.point.is_none()).collect();
+        if !cells.is_empty() {
+            line(&mut text, &format!("## {}\n", capital(way.name())));
+            cells.into_iter().for_each(|cell| table(&mut text, cell));
+        }
+    }
+    curves(&mut text, results);
+    figures(&mut text, results);
+    if !results.left_out.is_empty() {
+        line(&mut text, "## Left out\n");
+        results.left_out.iter().for_each(|left| line(&mut text, &format!("- {}: {}", left.what, left.why)));
+    }
+    text
+}
+
+/// Cells where another way is faster.
+pub(super) fn losses(results: &Results) -> Vec<(String, Peer, Ratio)> {
+    let of = |cell: &Cell| {
+        let title = cell.title();
+        cell.lost_to().into_iter().map(move |(peer, ratio)| (title.clone(), peer, ratio)).collect::<Vec<_>>()
+    };
+    results.cells.iter().flat_map(of).collect()
+}
+
+fn lost(text: &mut String, results: &Results) {
+    line(text, "## Where nsnet loses\n");
+    let losses = losses(results);
+    if losses.is_empty() {
+        line(
+            text,
+            "In no cell is another way faster than nsnet by more than the noise (the direct veth is the limit, not a way).\n",
+        );
+        return;
+    }
+    for (title, peer, ratio) in losses {
+        line(text, &format!("- {title}: {} of {}", show(&ratio), peer.name()));
+    }
+    line(text, "");
+}
+
+fn judged(text: &mut String, goals: &[Judged]) {
+    line(text, &format!("## Goals\n\n{}.\n\n| goal | wanted | found | |\n|---|---|---|---|", summary(goals)));
+    for goal in goals {
+        let (found, met) = cells_of(goal);
+        line(text, &format!("| {} | {} | {found} | {met} |", goal.goal, goal.wanted));
+    }
+    line(text, "");
+}
+
+/// What was found, and whether it is enough, in words.
+pub(super) fn cells_of(goal: &Judged) -> (String, &'static str) {
+    let met = match goal.met {
+        Some(true) => "met",
+        Some(false) => "not met",
+        None => "not measured",
+    };
+    (goal.found.map_or_else(|| "–".to_owned(), |found| found.to_string()), met)
+}
+
+fn table(text: &mut String, cell: &Cell) {
+    let noise = cell.noise(Measure::Rate).map_or_else(|| "–".to_owned(), |noise| show(&noise));
+    line(text, &format!("### {}\n\nA/A {noise}\n", cell.load.name()));
+    line(
+        text,
+        "| peer | rate | to direct veth | nsnet to it | added ns | sender's cost to direct | lost |\n|---|---|---|---|---|---|---|",
+    );
+    for row in &cell.rows {
+        let columns = [row.peer.name().to_owned()].into_iter().chain(columns(cell, row.peer));
+        line(text, &format!("| {} |", columns.collect::<Vec<_>>().join(" | ")));
+    }
+    line(text, "");
+}
+
+/// Rate, its ratios, added time, cost and loss of a peer.
+pub(super) fn columns(cell: &Cell, peer: Peer) -> [String; 6] {
+    let none = || "–".to_owned();
+    let ratio = |measure, peer, to| cell.ratio(measure, peer, to).map_or_else(none, |ratio| show(&ratio));
+    let median = |measure| cell.row(peer).and_then(|row| row.median(measure));
+    let rate = median(Measure::Rate).unwrap_or_default();
+    let trips = median(Measure::TripMedian).zip(median(Measure::TripP99));
+    let shown = match trips {
+        Some((half, p99)) => format!("p50 {:.1} µs, p99 {:.1} µs", half * 1e6, p99 * 1e6),
+        None => cell.load.show(rate),
+    };
+    let added = if cell.load.is_packets() { cell.added_ns(peer) } else { None };
+    let added = added.map_or_else(none, |ns| nanoseconds(&ns));
+    // Instructions where they are counted, else CPU time; of streams the sender does only a part.
+    let counted = cell.row(peer).is_some_and(|row| !row.instructions.is_empty());
+    let measure = if counted { Measure::Instructions } else { Measure::Cpu };
+    let cost = if cell.load.is_packets() { ratio(measure, peer, Peer::Direct) } else { none() };
+    let loss = median(Measure::Loss).unwrap_or_default();
+    let loss = if loss < 0.0005 { "0".to_owned() } else { format!("{:.1} %", loss * 100.0) };
+    [shown, ratio(Measure::Rate, peer, Peer::Direct), ratio(Measure::Rate, Peer::Nsnet, peer), added, cost, loss]
+}
+
+fn curves(text: &mut String, results: &Results) {
+    let curves = results.curves();
+    if curves.is_empty() {
+        return;
+    }
+    line(text, "## Scaling\n\nRates relative to the direct veth of the same blocks.\n");
+    for curve in curves {
+        let Some((first, point)) = curve.first().and_then(|cell| Some((cell, cell.point?))) else { continue };
+        line(text, &format!("### {}: {}, by {}\n", first.way.name(), first.load.name(), point.axis.name()));
+        let peers: Vec<Peer> = first.rows.iter().map(|row| row.peer).filter(|peer| *peer != Peer::Direct).collect();
+        let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+        line(text, &format!("| {} | {} |", point.axis.name(), names.join(" | ")));
+        line(text, &format!("|---|{}", "---|".repeat(peers.len())));
+        for cell in curve {
+            let count = cell.point.map_or(0, |point| point.count);
+            let ratio = |peer: &Peer| cell.ratio(Measure::Rate, *peer, Peer::Direct);
+            let ratios = peers.iter().map(|peer| ratio(peer).map_or_else(|| "–".to_owned(), |ratio| show(&ratio)));
+            line(text, &format!("| {count} | {} |", ratios.collect::<Vec<_>>().join(" | ")));
+        }
+        line(text, "");
+    }
+}
+
+fn figures(text: &mut String, results: &Results) {
+    if results.figures.is_empty() {
+        return;
+    }
+    line(text, "## Time to set up, and memory\n\n| what | how many | peer | value |\n|---|---|---|---|");
+    for figure in &results.figures {
+        let (name, value) = (figure.of.name(), figure.of.show(figure.value));
+        line(text, &format!("| {name} | {} | {} | {value} |", figure.count, figure.peer.name()));
+    }
+    line(text, "");
+}
+
+/// Nanoseconds with their interval, which may reach below 0.
+pub(super) fn nanoseconds(ns: &Ratio) -> String {
+    if ns.high.is_infinite() {
+        return format!("{:.0}", ns.median);
+    }
+    format!("{:.0} [{:.0}, {:.0}]", ns.median, ns.low, ns.high)
+}
+
+/// A ratio with its interval.
+pub(super) fn show(ratio: &Ratio) -> String {
+    if ratio.high.is_infinite() {
+        // One block gives none.
+        return format!("{:.2}", ratio.median);
+    }
+    format!("{:.2} [{:.2}–{:.2}]", ratio.median, ratio.low, ratio.high)
+}
+
+pub(super) fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn line(text: &mut String, line: &str) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::example;
+    use super::*;
+    use crate::bench::goals::judge;
+
+    #[test]
+    fn losses_come_first() {
+        let results = example();
+        let text = markdown(&results, &judge(&results));
+        let loss = "- namespace to namespace: UDP 64 B, receiver waits: 0.97 [0.97–0.97] of macvlan bridge mode";
+        let (lost, goals) = (text.find(loss), text.find("## Goals"));
+        assert!(lost.is_some() && lost < goals, "{text}");
+        assert!(text.contains("| UDP 64 B, receiver waits, vs Linux bridge | ≥ 1.35 | 1.36 | met |"), "{text}");
+        assert!(text.contains("| nsnet | 256.5 kpps | 0.95 [0.95–0.95] | 1.00 [1.00–1.00] | 195 ["), "{text}");
+        assert!(text.contains("| 1000 | 1.00 [1.00–1.00] | 0.50 [0.50–0.50] | 0.90 [0.90–0.90] |"), "{text}");
+        assert!(text.contains("- iperf3: there is no iperf3"));
+    }
+}

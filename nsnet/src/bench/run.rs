@@ -1,0 +1,302 @@
+//! Carries a plan out.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+
+use super::inject::Injector;
+use super::outer::{self, Served};
+use super::peer::Peer;
+use super::plan::{Curve, Effort, Selection, Task};
+use super::result::{Axis, Cell, Figure, LeftOut, Machine, Point, Quantity, Results, VERSION};
+use super::scale::{self, What};
+use super::site::{Site, Size};
+use super::{sockets, tool};
+use crate::lab::compare::{Blocks, Sample};
+use crate::lab::cost::Meter;
+use crate::lab::lane::two_cpus;
+use crate::lab::quiet::lock;
+
+/// A warm-up before each slot, and what comes after it.
+const AROUND_SLOT: Duration = Duration::from_millis(12);
+/// About how long a peer takes to build, and a namespace to attach.
+const BUILD: Duration = Duration::from_millis(1_200);
+const ATTACH: Duration = Duration::from_millis(60);
+
+/// Who wants to know how far it is.
+pub trait Progress {
+    /// Something begins; it is `done` of `total` of the work's estimated time. An error ends the run.
+    ///
+    /// # Errors
+    /// When the user wants an end.
+    fn at(&mut self, what: &str, done: Duration, total: Duration) -> Result<()>;
+    /// Something for the user to know.
+    fn note(&mut self, text: &str);
+}
+
+/// Measures, and says what was found. What cannot be measured is left out and named.
+///
+/// # Errors
+/// When the user ends it, when another measurement is running, and when the direct veth or nsnet does not work.
+pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -> Result<Results> {
+    let began = Instant::now();
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let _lock = lock(|| progress.at("waiting for another measurement to end", Duration::ZERO, Duration::ZERO))?;
+    let (tasks, curves) = (effort.tasks(selection), effort.curves(selection));
+    let mut run = Run {
+        effort,
+        injector: Injector::load()?,
+        clock: Clock { done: Duration::ZERO, total: estimate(effort, &tasks, &curves), what: String::new(), progress },
+        cells: Vec::new(),
+        figures: Vec::new(),
+        left_out: Vec::new(),
+    };
+    run.tell_missing();
+    run.tasks(&tasks)?;
+    run.curves(&curves)?;
+    Ok(Results {
+        version: VERSION,
+        machine: machine(),
+        effort: effort.name().to_owned(),
+        began: since_1970,
+        seconds: began.elapsed().as_secs_f64(),
+        cells: run.cells,
+        figures: run.figures,
+        left_out: run.left_out,
+    })
+}
+
+struct Run<'a> {
+    effort: Effort,
+    injector: Injector,
+    clock: Clock<'a>,
+    cells: Vec<Cell>,
+    figures: Vec<Figure>,
+    left_out: Vec<LeftOut>,
+}
+
+/// How much of the estimated time is over.
+struct Clock<'a> {
+    done: Duration,
+    total: Duration,
+    what: String,
+    progress: &'a mut dyn Progress,
+}
+
+impl Clock<'_> {
+    fn begin(&mut self, what: String) -> Result<()> {
+        self.what = what;
+        self.advance(Duration::ZERO)
+    }
+
+    fn advance(&mut self, by: Duration) -> Result<()> {
+        self.done += by;
+        self.total = self.total.max(self.done);
+        self.progress.at(&self.what, self.done, self.total)
+    }
+}
+
+impl Run<'_> {
+    fn tell_missing(&mut self) {
+        for (program, package) in tool::missing() {
+            let why = format!("`{program}` is not installed: `apt-get install {package}`, or `cargo xtask setup`");
+            self.clock.progress.note(&why);
+        }
+    }
+
+    /// Leaves something out, and says so at once.
+    fn leave_out(&mut self, what: String, why: String) {
+        let left = LeftOut { what, why };
+        if !self.left_out.contains(&left) {
+            self.clock.progress.note(&format!("left out: {}: {}", left.what, left.why));
+            self.left_out.push(left);
+        }
+    }
+
+    /// Builds the peers' sites; those that cannot be are left out, unless there is no comparing without them.
+    fn build(&mut self, peers: &[Peer], size: Size) -> Result<BTreeMap<Peer, Site>> {
+        let mut sites = BTreeMap::new();
+        for peer in peers.iter().copied().filter(|peer| *peer != Peer::DirectAgain) {
+            self.clock.begin(format!("building {}", peer.name()))?;
+            let missing: Vec<&str> = peer.tools().iter().copied().filter(|tool| tool::find(tool).is_none()).collect();
+            let built = if missing.is_empty() { Site::build(peer, size) } else { Err(missing_tools(&missing)) };
+            match built {
+                Ok(site) => drop(sites.insert(peer, site)),
+                Err(error) if matches!(peer, Peer::Direct | Peer::Nsnet) => return Err(error),
+                Err(error) => self.leave_out(peer.name().to_owned(), format!("{error:#}")),
+            }
+            self.clock.advance(BUILD + ATTACH * u32::from(size.others))?;
+        }
+        Ok(sites)
+    }
+
+    fn tasks(&mut self, tasks: &[Task]) -> Result<()> {
+        let wanted = |peer: &Peer| tasks.iter().any(|task| task.peers.contains(peer));
+        let peers: Vec<Peer> = Peer::ALL.into_iter().filter(wanted).collect();
+        let sites = self.build(&peers, Size::default())?;
+        for task in tasks {
+            self.clock.begin(format!("{}: {}", task.way.name(), task.load.name()))?;
+            let missing: Vec<&str> =
+                outer::tools(task.load).iter().copied().filter(|program| tool::find(program).is_none()).collect();
+            let cell = if missing.is_empty() { self.task(task, &sites) } else { Err(missing_tools(&missing)) };
+            match cell {
+                Ok(cell) => self.cells.push(cell),
+                Err(error) => {
+                    // Of the user's own wish to end it nothing is left out.
+                    self.clock.advance(Duration::ZERO)?;
+                    self.leave_out(self.clock.what.clone(), format!("{error:#}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn task(&mut self, task: &Task, sites: &BTreeMap<Peer, Site>) -> Result<Cell> {
+        let sites = chosen(&task.peers, sites);
+        let Self { effort, injector, clock, .. } = self;
+        let turn = turn(*effort, task.load.is_outer());
+        if task.load.is_outer() {
+            served(task, &sites, *effort, || clock.advance(turn))
+        } else if task.load.is_injected() {
+            let what = What { way: task.way, load: task.load, point: None, blocks: task.blocks };
+            scale::measure(&what, &sites, injector, *effort, || clock.advance(turn))
+        } else {
+            sockets::measure(task, &sites, *effort, || clock.advance(turn))
+        }
+    }
+
+    fn curves(&mut self, curves: &[Curve]) -> Result<()> {
+        // Curves over the same sites are measured together: building a thousand namespaces takes longer than filling them.
+        let mut points: Vec<(Axis, u32)> = Vec::new();
+        for curve in curves {
+            points.extend(curve.counts.iter().map(|count| (curve.axis, *count)));
+        }
+        points.sort_unstable();
+        points.dedup();
+        for (axis, count) in points {
+            let here: Vec<&Curve> =
+                curves.iter().filter(|curve| curve.axis == axis && curve.counts.contains(&count)).collect();
+            if let Err(error) = self.point(Point { axis, count: count.into() }, &here) {
+                self.clock.advance(Duration::ZERO)?;
+                self.leave_out(format!("{count} {}", axis.name()), format!("{error:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn point(&mut self, point: Point, curves: &[&Curve]) -> Result<()> {
+        let mut peers: Vec<Peer> = curves.iter().flat_map(|curve| curve.peers.iter().copied()).collect();
+        peers.extend([Peer::Direct, Peer::DirectAgain]);
+        peers.sort_unstable();
+        peers.dedup();
+        let size = scale::size(Some(point));
+        let sites = self.build(&peers, size)?;
+        for (peer, site) in &sites {
+            let mut figure = |of, count, value| self.figures.push(Figure { of, peer: *peer, count, value });
+            if size.others > 0 && *peer != Peer::Direct {
+                figure(Quantity::AttachTime, size.others.into(), site.attached_in.as_secs_f64());
+            }
+            if point.axis == Axis::Ports && *peer != Peer::Direct {
+                figure(Quantity::PublishTime, point.count, site.published_in.as_secs_f64());
+                figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
+            }
+        }
+        // Of few flows the kernel's memory tells nothing: it is counted in pages. Before anything else, since what the
+        // kernel has been given back it keeps for the next flows.
+        if point.axis == Axis::Flows && point.count >= 10_000 {
+            for (peer, site) in sites.iter().filter(|(peer, _)| **peer != Peer::Direct) {
+                let value = scale::flow_memory(site, &mut self.injector, point.count as u32)?;
+                self.figures.push(Figure { of: Quantity::FlowMemory, peer: *peer, count: point.count, value });
+            }
+        }
+        for curve in curves {
+            self.clock.begin(format!("{} {}: {}", point.count, point.axis.name(), curve.load.name()))?;
+            let what = What { way: curve.way, load: curve.load, point: Some(point), blocks: curve.blocks };
+            let all: Vec<Peer> = [Peer::Direct, Peer::DirectAgain].into_iter().chain(curve.peers.clone()).collect();
+            let Self { effort, injector, clock, .. } = self;
+            let turn = effort.slot_of(Some(point)) + AROUND_SLOT;
+            let cell = scale::measure(&what, &chosen(&all, &sites), injector, *effort, || clock.advance(turn))?;
+            self.cells.push(cell);
+        }
+        Ok(())
+    }
+}
+
+/// Peers with their sites, as far as there are any; both direct ones share theirs.
+fn chosen<'a>(peers: &[Peer], sites: &'a BTreeMap<Peer, Site>) -> Vec<(Peer, &'a Site)> {
+    let site_of = |peer: Peer| sites.get(&if peer == Peer::DirectAgain { Peer::Direct } else { peer });
+    peers.iter().filter_map(|peer| Some((*peer, site_of(*peer)?))).collect()
+}
+
+/// A cell whose load is a program's.
+fn served(
+    task: &Task,
+    sites: &[(Peer, &Site)],
+    effort: Effort,
+    mut progress: impl FnMut() -> Result<()>,
+) -> Result<Cell> {
+    let cpus = two_cpus();
+    let start = |(peer, site): &(Peer, &Site)| {
+        Served::start(task, *peer, site, cpus).with_context(|| format!("over {}", peer.name()))
+    };
+    let served = sites.iter().map(start).collect::<Result<Vec<Served>>>()?;
+    let mut cell = Cell::new(task.way, task.load, None, sites.iter().map(|(peer, _)| *peer));
+    let mut blocks = Blocks::new(task.blocks as u64);
+    for _ in 0..task.blocks {
+        let measure = |place: usize| -> Result<Sample> {
+            served[place].measure(effort, cpus).with_context(|| format!("over {}", sites[place].0.name()))
+        };
+        let samples = blocks.once(served.len(), measure, |_repeats| progress())?;
+        cell.rows.iter_mut().zip(&samples).for_each(|(row, sample)| row.add(sample));
+    }
+    (cell.repeated, cell.disturbed) = (blocks.repeated, blocks.disturbed);
+    Ok(cell)
+}
+
+fn missing_tools(missing: &[&str]) -> anyhow::Error {
+    anyhow::anyhow!("there is no {}: `cargo xtask setup` installs it", missing.join(", "))
+}
+
+/// How long one peer's turn takes.
+fn turn(effort: Effort, is_outer: bool) -> Duration {
+    if is_outer { effort.outer_slot() + Duration::from_millis(200) } else { effort.slot() + AROUND_SLOT }
+}
+
+pub(super) fn estimate(effort: Effort, tasks: &[Task], curves: &[Curve]) -> Duration {
+    let turns = |peers: usize, blocks: usize| (peers * blocks) as u32;
+    let tasks = tasks.iter().map(|task| turn(effort, task.load.is_outer()) * turns(task.peers.len(), task.blocks));
+    let curves = curves.iter().flat_map(|curve| {
+        curve.counts.iter().map(|count| {
+            let attach = if curve.axis == Axis::Namespaces { ATTACH * *count } else { Duration::ZERO };
+            (BUILD + attach) * curve.peers.len() as u32
+                + (effort.slot_of(Some(Point { axis: curve.axis, count: (*count).into() })) + AROUND_SLOT)
+                    * turns(curve.peers.len() + 2, curve.blocks)
+        })
+    });
+    BUILD * Peer::ALL.len() as u32 + tasks.sum::<Duration>() + curves.sum::<Duration>()
+}
+
+/// What this machine is.
+fn machine() -> Machine {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let of = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key));
+        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+    };
+    let (cpus, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let kilobytes = of(&memory, "MemTotal").trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
+    let mut meter = Meter::of_this_thread();
+    let present = tool::ALL.into_iter().filter(|(program, _)| tool::find(program).is_some());
+    Machine {
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        cpu: of(&cpus, "model name"),
+        cpus: cpus.lines().filter(|line| line.starts_with("processor")).count(),
+        memory: kilobytes / 1e6,
+        pinned: two_cpus().is_some(),
+        counts_instructions: meter.read().is_ok_and(|reading| reading.counts_instructions()),
+        nsnet: env!("CARGO_PKG_VERSION").to_owned(),
+        tools: present.map(|(program, _)| program.to_owned()).collect(),
+    }
+}

@@ -1,0 +1,193 @@
+//! Injected loads, at any point of the scaling curves.
+
+use anyhow::Result;
+use aya::programs::tc::SchedClassifierLinkId;
+use nsnet_common::bench::{ECHO, SINK, Template};
+
+use super::inject::{self, Injector, Series, TRIAL, Turn};
+use super::peer::{Peer, Way};
+use super::plan::Effort;
+use super::result::{Axis, Cell, Load, Point};
+use super::site::{FIRST_PUBLISHED, Injection, Site, Size, ports};
+use crate::lab::compare::{Blocks, Sample};
+use crate::lab::lane::two_cpus;
+
+/// Frames of a turn are no more than this.
+const FRAMES: u32 = 4_000_000;
+/// Flows that the load of new flows goes through, in two rounds over the source ports: a namespace may hold no more than
+/// 12,288 ports.
+const NEW_FLOWS: u32 = 20_000;
+/// Source ports, where flows differ by both ports.
+const SOURCES: u32 = 1_000;
+const FIRST_SOURCE: u16 = 40_000;
+/// Where datagrams go on ways without published ports.
+const PLAIN_PORT: u16 = 7_000;
+/// An ARP request.
+const ARP_LENGTH: usize = 60;
+
+/// What to inject, and where.
+#[derive(Clone, Debug)]
+pub(super) struct What {
+    pub(super) way: Way,
+    pub(super) load: Load,
+    pub(super) point: Option<Point>,
+    pub(super) blocks: usize,
+}
+
+/// A peer's way, with sinks at its ends.
+struct Filled<'a> {
+    site: &'a Site,
+    injection: Injection,
+    template: Template,
+    length: usize,
+    links: Vec<SchedClassifierLinkId>,
+}
+
+/// How large a site must be for a point.
+pub(super) fn size(point: Option<Point>) -> Size {
+    let size = Size::default();
+    match point {
+        Some(Point { axis: Axis::Namespaces, count }) => Size { others: count.saturating_sub(2) as u16, ..size },
+        Some(Point { axis: Axis::Ports, count }) => Size { published: count as u16, ..size },
+        Some(Point { axis: Axis::Flows, .. }) | None => size,
+    }
+}
+
+/// Measures a cell over the sites given.
+pub(super) fn measure(
+    what: &What,
+    sites: &[(Peer, &Site)],
+    injector: &mut Injector,
+    effort: Effort,
+    mut progress: impl FnMut() -> Result<()>,
+) -> Result<Cell> {
+    let mut filled = Vec::new();
+    let mut cell = Cell::new(what.way, what.load, what.point, sites.iter().map(|(peer, _)| *peer));
+    for (peer, site) in sites {
+        // The direct veth's site has its sinks already.
+        if *peer != Peer::DirectAgain {
+            filled.push(fill(what, site, injector)?);
+        }
+    }
+    let place_of = |peer: Peer| {
+        let peer = if peer == Peer::DirectAgain { Peer::Direct } else { peer };
+        filled.iter().position(|filled| filled.site.peer == peer)
+    };
+    let places: Vec<usize> = sites.iter().filter_map(|(peer, _)| place_of(*peer)).collect();
+    let cpus = two_cpus();
+    let mut blocks = Blocks::new(what.blocks as u64);
+    let mut outcome = Ok(());
+    for _ in 0..what.blocks {
+        let measure_one = |place: usize| -> Result<Sample> {
+            let Filled { site, injection, template, length, .. } = &filled[places[place]];
+            if what.load == Load::NewFlows {
+                site.forget_flows()?;
+            }
+            injector.set(template)?;
+            // New flows are new once only.
+            let limit = if what.load == Load::NewFlows { template.flows() as u32 - TRIAL } else { FRAMES };
+            // Answered or not, a request arrives at no sink: what counts is how long each takes.
+            let is_counted = what.load != Load::ArpRequests;
+            let turn = Turn { length: *length, slot: effort.slot_of(what.point), limit, is_counted, cpus };
+            injector.measure(&injection.entry, turn)
+        };
+        match blocks.once(places.len(), measure_one, |_repeats| progress()) {
+            Ok(samples) => cell.rows.iter_mut().zip(&samples).for_each(|(row, sample)| row.add(sample)),
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
+        }
+    }
+    for filled in filled {
+        for link in filled.links {
+            injector.detach(SINK, link)?;
+        }
+    }
+    outcome?;
+    (cell.repeated, cell.disturbed) = (blocks.repeated, blocks.disturbed);
+    Ok(cell)
+}
+
+/// Makes a peer's way ready: sinks at both ends, and its flows established.
+fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Filled<'a>> {
+    let injection = site.injection(what.way)?;
+    let (length, template) = if what.load == Load::ArpRequests {
+        (ARP_LENGTH, inject::arp_requests(&injection))
+    } else {
+        let series = series(what, length(what.load));
+        (series.length, inject::datagrams(&injection, series))
+    };
+    let mut links = vec![injector.attach(SINK, &injection.back)?];
+    if !matches!(what.load, Load::NewFlows | Load::ArpRequests) {
+        let echo = injector.attach(ECHO, &injection.exit)?;
+        injector.set(&template)?;
+        // Twice: a tracker takes a flow for established once it has seen both directions.
+        for _ in 0..2 {
+            injector.send(&injection.entry, length, template.flows() as u32)?;
+        }
+        injector.detach(ECHO, echo)?;
+    }
+    links.push(injector.attach(SINK, &injection.exit)?);
+    injector.set(&template)?;
+    Ok(Filled { site, injection, template, length, links })
+}
+
+fn length(load: Load) -> usize {
+    if load == Load::Injected512 {
+        512
+    } else if load == Load::Injected1400 {
+        1400
+    } else {
+        64
+    }
+}
+
+/// Which flows.
+fn series(what: &What, length: usize) -> Series {
+    let published = what.way == Way::OutsideToPublished;
+    let first_destination = if published { FIRST_PUBLISHED } else { PLAIN_PORT };
+    let one = Series { length, first_source: FIRST_SOURCE, sources: 1, first_destination, destinations: 1 };
+    match (what.load, what.point) {
+        (Load::NewFlows, Some(Point { axis: Axis::Ports, count })) => Series {
+            sources: (NEW_FLOWS / count as u32).max(1) as u16,
+            first_destination: *ports(count as u16).start(),
+            destinations: count as u16,
+            ..one
+        },
+        (Load::NewFlows, _) if !published => Series { sources: (NEW_FLOWS / 2) as u16, destinations: 2, ..one },
+        (Load::NewFlows, _) => Series { sources: NEW_FLOWS as u16, ..one },
+        (_, Some(Point { axis: Axis::Flows, count })) => {
+            let sources = (count as u32).min(SOURCES);
+            Series { sources: sources as u16, destinations: (count as u32).div_ceil(sources) as u16, ..one }
+        }
+        _ => one,
+    }
+}
+
+/// Kernel memory in bytes that is neither a process's nor given back on demand.
+pub(super) fn kernel_memory() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+    };
+    Ok(of("SUnreclaim") + of("VmallocUsed") + of("Percpu"))
+}
+
+/// How much kernel memory each of `flows` established flows takes.
+pub(super) fn flow_memory(site: &Site, injector: &mut Injector, flows: u32) -> Result<f64> {
+    let what = What {
+        way: Way::NsToOutside,
+        load: Load::Injected64,
+        point: Some(Point { axis: Axis::Flows, count: flows.into() }),
+        blocks: 0,
+    };
+    let before = kernel_memory()?;
+    let filled = fill(&what, site, injector)?;
+    let after = kernel_memory()?;
+    for link in filled.links {
+        injector.detach(SINK, link)?;
+    }
+    Ok(after.saturating_sub(before) as f64 / f64::from(flows))
+}

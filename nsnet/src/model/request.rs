@@ -1,0 +1,280 @@
+//! What verbs take on the command line, and a file of `nsnet apply` has under the same names: one definition for both.
+//!
+//! A key of the file is an option's name with `_` for `-`; what may be given several times is a text or an array of texts.
+//! What each says is checked where it becomes part of the state (`model::edit`), so both are refused alike.
+
+mod text;
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+use clap::Args;
+use ipnet::IpNet;
+use nsnet_common::wire::Mac;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::edit::default_route;
+use super::name::Name;
+use super::policy::{Filtering, Outside, Timeout, UplinkChoice};
+use super::ports::PortRange;
+use super::publish::PublishRequest;
+use super::spec::Spec;
+use super::state::mac_text;
+
+/// A namespace, visible to `ip netns`. One that is there already is adopted: nsnet will not delete it
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NsRequest {
+    /// Its name
+    pub name: Name,
+}
+
+/// A network: a switch with the host as its gateway
+#[derive(Clone, Debug, Args, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkRequest {
+    /// The network, and the name of the host's interface in it
+    pub name: Name,
+    /// Subnets, IPv4 and IPv6
+    #[arg(long, required = true, num_args = 1.., value_name = "CIDR")]
+    #[serde(deserialize_with = "text::one_or_more")]
+    #[schemars(schema_with = "text::prefixes")]
+    pub subnet: Vec<IpNet>,
+    /// The host's addresses; the last usable one of each subnet when left out
+    #[arg(long, num_args = 1.., value_name = "IP")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    #[schemars(schema_with = "text::addresses")]
+    pub gateway: Vec<IpAddr>,
+    /// Longest packet in bytes, without the Ethernet header; that of the default route's interface when left out
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u16>,
+    /// What leaves the network gets an address of the host's
+    #[arg(long)]
+    #[serde(default)]
+    pub masquerade: bool,
+    /// No way out and none in: namespaces reach one another and the gateway
+    #[arg(long)]
+    #[serde(default)]
+    pub internal: bool,
+    /// Whether other networks' namespaces are kept away; two networks reach each other when neither is isolated
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    #[serde(default = "yes")]
+    pub isolate: bool,
+    /// The host's interface that leads out; `auto`, as when left out, follows the host's routes
+    #[arg(long, value_name = "IF|auto")]
+    pub uplink: Option<UplinkChoice>,
+    /// Ports that masqueraded flows are given when their own is taken
+    #[arg(long, value_name = "LOW-HIGH")]
+    pub snat_ports: Option<PortRange>,
+    /// Source addresses of masqueraded packets, one of each family; those of the interface they leave by when left out
+    #[arg(long, num_args = 1.., value_name = "IP")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    #[schemars(schema_with = "text::addresses")]
+    pub snat_source: Vec<IpAddr>,
+    /// Who may answer to a mapped port: who was sent to (apdf), his whole host (adf), everybody (eif)
+    #[arg(long, value_name = "apdf|adf|eif", default_value_t)]
+    #[serde(default)]
+    pub filtering: Filtering,
+    /// Seconds that idle flows live: tcp-established, tcp-transitory, udp, dns, icmp, other
+    #[arg(long, num_args = 1.., value_name = "NAME=SECONDS")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    #[schemars(schema_with = "text::timeouts")]
+    pub timeout: Vec<Timeout>,
+    /// Flows that one namespace may have established
+    #[arg(long, value_name = "N")]
+    pub flows_per_ns: Option<NonZeroU32>,
+    /// Ports that one namespace may hold for its masqueraded flows
+    #[arg(long, value_name = "N")]
+    pub ports_per_ns: Option<NonZeroU32>,
+}
+
+/// A namespace in a network
+#[derive(Clone, Debug, Args, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The network
+    pub network: Name,
+    /// The namespace
+    pub ns: Name,
+    /// Addresses; the lowest free one of each family when left out
+    #[arg(long, num_args = 1.., value_name = "IP")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    #[schemars(schema_with = "text::addresses")]
+    pub ip: Vec<IpAddr>,
+    /// MAC of the interface in the namespace
+    #[arg(long, value_parser = mac_text::parse)]
+    #[serde(default, deserialize_with = "text::mac")]
+    #[schemars(schema_with = "text::mac_schema")]
+    pub mac: Option<Mac>,
+    /// Name of the interface in the namespace; veth-NS when left out
+    #[arg(long, value_name = "IF")]
+    pub ifname: Option<Name>,
+    /// Accept and learn foreign MACs, for a bridge or VMs inside the namespace (at most 64)
+    #[arg(long)]
+    #[serde(default)]
+    pub learn: bool,
+    /// Check no sender: the namespace may use any address, and be a router or DHCP server
+    #[arg(long)]
+    #[serde(default)]
+    pub trusted: bool,
+}
+
+/// A cable: a veth pair between two namespaces
+#[derive(Clone, Debug, Args, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CableRequest {
+    /// One namespace
+    #[arg(value_name = "NS_A")]
+    pub a: Name,
+    /// The other
+    #[arg(value_name = "NS_B")]
+    pub b: Name,
+    /// Address of the first one's end
+    #[arg(long, value_name = "CIDR")]
+    #[schemars(schema_with = "text::prefix")]
+    pub address_a: Option<IpNet>,
+    /// Address of the second one's end
+    #[arg(long, value_name = "CIDR")]
+    #[schemars(schema_with = "text::prefix")]
+    pub address_b: Option<IpNet>,
+}
+
+/// A route in a namespace
+#[derive(Clone, Debug, Args, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteRequest {
+    /// The namespace
+    pub ns: Name,
+    /// A prefix, an address, or `default`
+    pub dest: Dest,
+    /// The word `via`, which the command line has before the gateway.
+    #[arg(value_name = "via", value_parser = ["via"], hide_possible_values = true, requires = "via")]
+    #[serde(skip)]
+    pub word: Option<String>,
+    /// The next hop; the gateway of the namespace's network when left out
+    #[arg(value_name = "GATEWAY")]
+    pub via: Option<IpAddr>,
+}
+
+/// Published ports of a namespace
+#[derive(Clone, Debug, Args, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishArgs {
+    /// The namespace
+    pub ns: Name,
+    /// `[HOST_IP:][PORT[-END]:]PORT[-END][/tcp|/udp|/sctp]`: the host's address (all when left out), the host's ports (a
+    /// free one is chosen when left out, or of a range that leads to one port), the namespace's ports
+    #[arg(required = true, value_name = "SPEC")]
+    #[serde(deserialize_with = "text::one_or_more")]
+    #[schemars(schema_with = "text::specs")]
+    pub port: Vec<Spec>,
+    /// The network by which it is reached; its first one when left out
+    #[arg(long)]
+    pub network: Option<Name>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Dest {
+    /// Everywhere that no other route leads.
+    Default,
+    /// There.
+    Net(IpNet),
+}
+
+impl Dest {
+    /// The destination of one family.
+    pub fn of_family(self, v4: bool) -> IpNet {
+        match self {
+            Self::Net(net) => net,
+            Self::Default => default_route(v4),
+        }
+    }
+}
+
+impl FromStr for Dest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "default" {
+            return Ok(Self::Default);
+        }
+        let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        parsed.map(Self::Net).ok_or_else(|| "say a prefix such as 192.168.1.0/24, or `default`".to_owned())
+    }
+}
+
+impl TryFrom<String> for Dest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl RouteRequest {
+    /// The destination, of the next hop's family; `default` alone is IPv4's.
+    pub fn dest(&self) -> IpNet {
+        self.dest.of_family(self.via.is_none_or(|ip| ip.is_ipv4()))
+    }
+}
+
+impl PublishArgs {
+    /// One request for each of the ports.
+    pub fn requests(&self) -> impl Iterator<Item = PublishRequest> {
+        let Self { ns, port, network } = self;
+        port.iter().map(|spec| PublishRequest { ns: ns.clone(), network: network.clone(), spec: spec.clone() })
+    }
+}
+
+impl NetworkRequest {
+    /// A network of which nothing more is said.
+    pub fn new(name: Name, subnet: Vec<IpNet>) -> Self {
+        Self {
+            name,
+            subnet,
+            gateway: Vec::new(),
+            mtu: None,
+            masquerade: false,
+            internal: false,
+            isolate: yes(),
+            uplink: None,
+            snat_ports: None,
+            snat_source: Vec::new(),
+            filtering: Filtering::default(),
+            timeout: Vec::new(),
+            flows_per_ns: None,
+            ports_per_ns: None,
+        }
+    }
+
+    /// What it says of what is beyond the network.
+    pub fn outside(&self) -> Outside {
+        Outside {
+            masquerade: self.masquerade,
+            internal: self.internal,
+            isolated: self.isolate,
+            uplink: self.uplink.clone(),
+            snat_ports: self.snat_ports,
+            snat_sources: self.snat_source.clone(),
+            filtering: self.filtering,
+            timeouts: self.timeout.clone(),
+            flows_per_ns: self.flows_per_ns.map(NonZeroU32::get),
+            ports_per_ns: self.ports_per_ns.map(NonZeroU32::get),
+        }
+    }
+}
+
+impl AttachRequest {
+    /// An attachment of which nothing more is said.
+    pub fn new(network: Name, ns: Name) -> Self {
+        Self { network, ns, ip: Vec::new(), mac: None, ifname: None, learn: false, trusted: false }
+    }
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,161 @@
+//! What a packet costs, beside what it did cost when that was last written down here.
+//!
+//! It reports everything and fails only when something has doubled: machines differ, and so do their days. Time is
+//! taken as a ratio to a program that does nothing, run in turn with ours: both suffer alike.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::SchedClassifier;
+use nsnet::lab::stats::median;
+use nsnet_common::bench::NOTHING;
+use nsnet_common::cases::check;
+use nsnet_common::cases::{Hook, all, sequences};
+use nsnet_common::layout::PortId;
+use nsnet_common::memory::MemoryTables;
+use nsnet_common::packet::Buffer;
+use nsnet_tests::scratch::in_new_namespace;
+
+use crate::clock::steady;
+use crate::machine::{Machine, is_taken};
+
+/// How much more is a regression.
+const GROSS: f64 = 2.0;
+/// Of each program, in turn with the other.
+const RUNS: usize = 500;
+
+/// What a packet cost on Linux 6.18.
+struct Packet {
+    name: &'static str,
+    source: Source,
+    /// Of its run to that of a program that does nothing. `None` where a run makes the next one another packet: the first
+    /// of a flow is the first once only, and then meets cold caches.
+    time: Option<f64>,
+    /// In tables.
+    lookups: u32,
+}
+
+/// Where a packet is described.
+#[derive(Clone, Copy)]
+enum Source {
+    /// A case of this name.
+    Case(&'static str),
+    /// This step of a sequence of this name.
+    Step(&'static str, usize),
+}
+
+const PACKETS: [Packet; 6] = [
+    Packet { name: "switched", source: Source::Case("IPv4 from red to blue"), time: Some(1.9), lookups: 4 },
+    Packet { name: "ARP answered", source: Source::Case("ARP for blue"), time: Some(4.2), lookups: 4 },
+    Packet { name: "masqueraded, the first", source: Source::Step(TALK, 0), time: None, lookups: 28 },
+    Packet { name: "its answer", source: Source::Step(TALK, 1), time: None, lookups: 6 },
+    Packet { name: "masqueraded, a later one", source: Source::Step(TALK, 2), time: Some(5.4), lookups: 14 },
+    Packet {
+        name: "published, the first",
+        source: Source::Step("published TCP, an address and port", 0),
+        time: None,
+        lookups: 21,
+    },
+];
+const TALK: &str = "IPv4, UDP, masqueraded";
+
+/// Instructions that the verifier walked through, by program.
+const VERIFIED: [(&str, u32); 9] = [
+    ("from_namespace", 14_105),
+    ("from_host", 8_313),
+    ("from_uplink", 22_841),
+    ("routed", 22_810),
+    ("related", 13_843),
+    ("opened", 36_162),
+    ("refused", 16_208),
+    ("fragmented", 24_742),
+    ("cut", 16_846),
+];
+
+#[test]
+fn a_packet_costs_no_more_than_twice_what_it_did() -> Result<()> {
+    in_new_namespace(|| {
+        let mut machine = Machine::new(true)?;
+        let mut ebpf = nsnet::bench::nothing()?;
+        let nothing: &mut SchedClassifier = ebpf.program_mut(NOTHING).context("no such program")?.try_into()?;
+        let mut regressions = Vec::new();
+        for packet in PACKETS {
+            let (tables, hook, port, frame) = packet.source.find(steady()?)?;
+            ensure!(is_taken(&frame), "{}: BPF_PROG_TEST_RUN does not take it", packet.name);
+            let (name, lookups) = (packet.name, lookups(hook, port, &frame, &tables));
+            let mut has_doubled = f64::from(lookups) > GROSS * f64::from(packet.lookups);
+            print!("{name}: {lookups} lookups ({})", packet.lookups);
+            if let Some(was) = packet.time {
+                machine.fill(&tables)?;
+                let times = machine.times(hook, port, &frame, nothing, RUNS)?;
+                let of =
+                    |of: fn(&(u64, u64)) -> u64| median(&times.iter().map(|time| of(time) as f64).collect::<Vec<_>>());
+                let (ours, theirs) = (of(|time| time.0).context("no runs")?, of(|time| time.1).context("no runs")?);
+                let time = ours / theirs.max(1.0);
+                print!(", {ours} ns, {time:.2} of a program that does nothing ({was:.2})");
+                has_doubled |= time > GROSS * was;
+            }
+            println!();
+            if has_doubled {
+                regressions.push(name);
+            }
+        }
+        ensure!(regressions.is_empty(), "costs more than twice what it did: {}", regressions.join("; "));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_verifier_walks_no_more_than_twice_as_far() -> Result<()> {
+    in_new_namespace(|| {
+        let mut regressions = Vec::new();
+        for (program, count) in Machine::new(true)?.verified_instructions()? {
+            let Some(count) = count else {
+                println!("{program}: this kernel tells no number: not compared");
+                continue;
+            };
+            let was = VERIFIED.iter().find(|(name, _)| *name == program).map(|(_, was)| *was);
+            println!("{program}: {count} instructions ({})", was.map_or("new".to_owned(), |was| was.to_string()));
+            if was.is_some_and(|was| f64::from(count) > GROSS * f64::from(was)) {
+                regressions.push(program);
+            }
+        }
+        ensure!(regressions.is_empty(), "more than twice as many: {}", regressions.join("; "));
+        Ok(())
+    })
+}
+
+type Found = (MemoryTables, Hook, PortId, Vec<u8>);
+
+impl Source {
+    /// The packet, and the tables that it meets.
+    fn find(self, now: u64) -> Result<Found> {
+        match self {
+            Source::Case(name) => {
+                let case = all().into_iter().find(|case| case.name == name);
+                let case = case.with_context(|| format!("there is no case {name}"))?;
+                Ok((case.tables(now), case.hook, case.port, case.frame))
+            }
+            Source::Step(name, number) => {
+                let sequence = sequences().into_iter().find(|sequence| sequence.name == name);
+                let sequence = sequence.with_context(|| format!("there is no sequence {name}"))?;
+                let mut tables = sequence.tables(now);
+                for step in sequence.steps.iter().take(number) {
+                    step.prepare(&mut tables);
+                    let (outcome, _frame) = step.run(&tables);
+                    ensure!(outcome.is_ok(), "{name}: {outcome:?}");
+                }
+                let step = sequence.steps.into_iter().nth(number);
+                let step = step.with_context(|| format!("{name} has fewer frames"))?;
+                step.prepare(&mut tables);
+                Ok((tables, step.hook, step.port, step.frame))
+            }
+        }
+    }
+}
+
+/// How often tables are looked up for a packet: counted in memory, where the same code runs.
+fn lookups(hook: Hook, port: PortId, frame: &[u8], tables: &MemoryTables) -> u32 {
+    let before = tables.lookups.get();
+    // Whatever becomes of it: the cases look at that.
+    let _outcome = check::run(hook, &mut Buffer::new(frame.to_vec()), port, tables);
+    tables.lookups.get() - before
+}
