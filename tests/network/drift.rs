@@ -448,7 +448,12 @@ fn without_a_file_and_by_many_at_once() -> Result<()> {
     // For people.
     let status = lab.try_nsnet("status")?;
     let text = words(&status);
-    ensure!(status.status.code() == Some(1) && text.contains("`nsnet apply` would:\n  remove leftover ") && text.contains("\n  repair: attach "), "{text}");
+    ensure!(
+        status.status.code() == Some(1)
+            && text.contains("`nsnet apply` would:\n  remove leftover ")
+            && text.contains("\n  repair: attach "),
+        "{text}"
+    );
     let planned = lab.json("plan")?;
     let done = lab.json("apply")?;
     assert_eq!(done, planned);

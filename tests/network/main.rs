@@ -31,9 +31,18 @@
 //!   examples   those that are shipped                   crowd      hundreds at once
 //!   pins       those that others made                   closed     a port whose program is gone
 //!   upgrade    other programs while packets go on; upgrade_maps, _cut (off), _others (beside those of others)
+//!
+//!   agent_bed  an agent, and what it answers
+//!   agent      how it lives and dies                    agent_follow   addresses and uplinks that change
+//!   agent_drift  what it repairs, and what it only says  agent_figures  what it counts, and sweeps
 //! ```
 
 mod addresses;
+mod agent;
+mod agent_bed;
+mod agent_drift;
+mod agent_figures;
+mod agent_follow;
 mod bed;
 mod behind;
 mod bench;

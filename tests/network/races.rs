@@ -16,7 +16,7 @@ use super::bed::{Bed, DUAL, V4, lab};
 use super::world::World;
 
 /// Starts a verb.
-fn start(lab: &Lab, line: &str) -> Result<Child> {
+pub(crate) fn start(lab: &Lab, line: &str) -> Result<Child> {
     let words = line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), |name| lab.name(name)));
     let mut command = lab.command(words);
     Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)

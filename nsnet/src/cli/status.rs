@@ -6,18 +6,20 @@ use serde_json::json;
 
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, apply};
+use crate::agent;
 use crate::kernel::host::{Change, Host};
 use crate::kernel::object::Object;
 use crate::kernel::observe::Scope;
+use crate::kernel::upgrade::due;
 use crate::model::diff::diff;
 use crate::model::drift::Drift;
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
     let mut table = Table::new(&["object", "drift"]);
     let change = match host.foreign_pins()? {
-        None => {
-            with_progress("comparing with the kernel", || host.preview(|_state| Ok(()), |_state, ()| Scope::Everything))?
-        }
+        None => with_progress("comparing with the kernel", || {
+            host.preview(|_state| Ok(()), |_state, ()| Scope::Everything)
+        })?,
         // What is not ours to read is not compared.
         Some(error) => {
             table.row([json!("dataplane"), json!(error.to_string())]);
@@ -38,7 +40,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
     let dataplane = if loaded { "loaded" } else { "not loaded" };
     let build = if loaded { host.dataplane.build()? } else { None };
     let here = Object::own()?.build(host.features);
-    let is_due = loaded && build.as_ref().is_none_or(|build| build.id != here);
+    let is_due = due(host)?.is_some();
     let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
     let is_well = table.is_empty() && changes.is_empty();
     match format {
@@ -92,5 +94,6 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
 
 pub(super) fn down(host: &Host) -> Answer {
     with_progress("taking everything down", || host.down())?;
+    agent::clear_away(host)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 //! aya reads a map by its keys: two calls for an entry, and back to the start when the last key has gone meanwhile. A
 //! million flows that come and go need neither: a bucket is read once, under its lock.
 
+use std::borrow::Borrow;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::maps::MapData;
@@ -42,7 +43,7 @@ pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
 ) -> std::result::Result<(), E> {
     let mut reader = Reader::of::<K, V>(map, name)?;
     loop {
-        let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
+        let is_more = reader.read_on().doing(|| format!("read map {name}"))?;
         for (key, value) in reader.entries() {
             each(key, value)?;
         }
@@ -57,7 +58,7 @@ pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
 pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
     let mut reader = Reader::new(map, name)?;
     loop {
-        let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
+        let is_more = reader.read_on().doing(|| format!("read map {name}"))?;
         for (key, value) in reader.raw() {
             each(key, value)?;
         }
@@ -73,7 +74,7 @@ pub(super) fn count(map: &MapData, name: &str) -> Result<Option<(u64, u64)>> {
     let mut reader = Reader::new(map, name)?;
     let mut entries = 0;
     loop {
-        let is_more = match reader.read_on(map) {
+        let is_more = match reader.read_on() {
             // ENOTSUPP, which is the kernel's own and unknown to libc, or what older ones say.
             Err(Errno::UnknownErrno | Errno::EINVAL) if entries == 0 => return Ok(None),
             outcome => outcome.doing(|| format!("read map {name}"))?,
@@ -86,9 +87,10 @@ pub(super) fn count(map: &MapData, name: &str) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// Reads a map on from where it stopped.
+/// Reads a map on from where it stopped. It has the map, whose entries are as large as its room for them.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct Reader<M> {
+    map: M,
     key_size: usize,
     value_size: usize,
     keys: Vec<u8>,
@@ -101,21 +103,21 @@ pub(super) struct Reader {
     is_under_way: bool,
 }
 
-impl Reader {
+impl<M: Borrow<MapData>> Reader<M> {
     /// At the start of a map, whatever it holds.
-    pub(super) fn new(map: &MapData, name: &str) -> Result<Self> {
-        let info = map.info().map_err(|error| refused(format!("look at map {name}"), error))?;
+    pub(super) fn new(map: M, name: &str) -> Result<Self> {
+        let info = map.borrow().info().map_err(|error| refused(format!("look at map {name}"), error))?;
         let (key_size, value_size) = (info.key_size() as usize, Definition::of_loaded(&info)?.whole_value_size()?);
         // The fewer, the longer they are: some values are whole frames.
         let entries = (BYTES / (key_size + value_size).max(1)).clamp(16, ENTRIES);
         let (keys, values) = (vec![0; key_size * entries], vec![0; value_size * entries]);
         let at = vec![0; key_size.max(size_of::<u32>())];
         let capacity = u64::from(info.max_entries());
-        Ok(Self { key_size, value_size, keys, values, filled: 0, capacity, at, is_under_way: false })
+        Ok(Self { map, key_size, value_size, keys, values, filled: 0, capacity, at, is_under_way: false })
     }
 
     /// At the start of a map whose keys are `K` and values `V`.
-    pub(super) fn of<K, V>(map: &MapData, name: &str) -> Result<Self> {
+    pub(super) fn of<K, V>(map: M, name: &str) -> Result<Self> {
         let reader = Self::new(map, name)?;
         if (reader.key_size, reader.value_size) != (size_of::<K>(), size_of::<V>()) {
             return Err(KernelError::refused(
@@ -128,9 +130,9 @@ impl Reader {
 
     /// Reads the next entries, which are in [`Reader::entries`] then. `false` when these were the last: it is at the start
     /// again.
-    pub(super) fn read_on(&mut self, map: &MapData) -> nix::Result<bool> {
+    pub(super) fn read_on(&mut self) -> nix::Result<bool> {
         loop {
-            match self.read(map) {
+            match self.read() {
                 Ok(()) => self.is_under_way = true,
                 Err(Errno::ENOENT) => self.is_under_way = false,
                 // A bucket with more entries than there is room for.
@@ -157,7 +159,7 @@ impl Reader {
         keys.zip(self.values.chunks_exact(self.value_size)).take(self.filled)
     }
 
-    fn read(&mut self, map: &MapData) -> nix::Result<()> {
+    fn read(&mut self) -> nix::Result<()> {
         const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
         let mut next = vec![0u8; self.at.len()];
         let mut request = Request {
@@ -166,13 +168,13 @@ impl Reader {
             keys: self.keys.as_mut_ptr() as u64,
             values: self.values.as_mut_ptr() as u64,
             count: (self.keys.len() / self.key_size) as u32,
-            map_fd: map.fd().as_fd().as_raw_fd() as u32,
+            map_fd: self.map.borrow().fd().as_fd().as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
         self.filled = 0;
         // SAFETY: the request is as the kernel defines it. It points to `count` keys and values, which are as large as
-        // the map's ([`Reader::new`] has asked), and to two places, which are as large as the kernel's; all outlive the
+        // the map's, which is the one that new() has asked, and to two places, which are as large as the kernel's; all outlive the
         // call.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut request, size_of::<Request>() as libc::c_ulong)

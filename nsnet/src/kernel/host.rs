@@ -113,7 +113,8 @@ impl Host {
 
     /// What the file has to do with the kernel, when it cannot be believed: a verb was cut off, or the file is gone.
     pub fn disorder(&self) -> Result<Option<String>> {
-        let is_so = |record: &Record| Ok(!record.under_way.is_empty() || upgrade::is_cut_off(self)? || self.is_lost(record)?);
+        let is_so =
+            |record: &Record| Ok(!record.under_way.is_empty() || upgrade::is_cut_off(self)? || self.is_lost(record)?);
         if !is_so(&self.record()?)? {
             return Ok(None);
         }

@@ -45,6 +45,15 @@ pub struct Allowed {
     pub loss: bool,
 }
 
+/// An upgrade that is due.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// What is loaded; `None` when it does not tell.
+    pub loaded: Option<Build>,
+    /// What this nsnet would load.
+    pub here: BuildId,
+}
+
 /// How it ended.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -67,6 +76,16 @@ pub struct Upgraded {
     pub hooks: usize,
     /// What became of the maps.
     pub plan: Plan,
+}
+
+/// Whether other programs than this nsnet's are loaded.
+pub fn due(host: &Host) -> Result<Option<Due>> {
+    if !host.dataplane.loaded()? {
+        return Ok(None);
+    }
+    let (loaded, here) = (host.dataplane.build()?, Object::own()?.build(host.features));
+    let is_ours = loaded.as_ref().is_some_and(|build| build.id == here);
+    Ok((!is_ours).then_some(Due { loaded, here }))
 }
 
 /// Replaces the programs of `host` by this nsnet's.
@@ -108,8 +127,8 @@ fn taken_back<T>(error: KernelError, outcome: Result<()>) -> Result<T> {
     }
 }
 
-/// Whether there is something to settle.
-pub(super) fn is_cut_off(host: &Host) -> Result<bool> {
+/// Whether there is something to settle, or an upgrade is under way.
+pub fn is_cut_off(host: &Host) -> Result<bool> {
     let draft = host.dataplane.draft();
     let root = &draft.pins().root;
     root.try_exists().doing(|| format!("look for {}", root.display()))
