@@ -7,7 +7,9 @@ use nsnet_common::layout::names;
 use serde_json::json;
 
 use super::bed::{Bed, Scratch, V4, text};
-use super::object::{done_with, object_file, other_build, patched, programs, refused_with, with_object};
+use super::object::{
+    check_whole, done_with, object_file, other_build, patched, programs, refused_with, resized, with_object,
+};
 use super::outside_bed::Outside;
 use super::stream::Traffic;
 use super::world::World;
@@ -95,6 +97,44 @@ fn what_is_due_is_told_and_done_once() -> Result<()> {
     let before = World::of(&empty)?;
     assert_eq!(empty.json("upgrade")?["result"], "not loaded");
     assert_eq!(World::of(&empty)?, before);
+    Ok(())
+}
+
+/// `apply` brings its own programs along; when it is refused, or they are no good, the others stay.
+#[test]
+fn apply_replaces_the_programs_first() -> Result<()> {
+    let bed = Outside::new()?;
+    let traffic = Traffic::start(&bed)?;
+    let lab = &bed.lab;
+    let (other, ids) = (other_build(lab)?, programs(lab)?);
+    lab.nsnet("apply")?;
+    assert_eq!(programs(lab)?, ids, "its own programs are there");
+    let note = with_object(lab, &other.0, "plan")?;
+    assert!(note.status.success() && String::from_utf8_lossy(&note.stderr).contains("replaces them first"), "{note:?}");
+
+    let twice = ["a", "b"].map(|name| format!("[[network]]\nname = \"{name}\"\nsubnet = \"10.50.0.0/24\"\n")).concat();
+    let file = object_file(lab, "declared", twice.as_bytes())?;
+    refused_with(lab, &other.0, &format!("apply -f {}", file.0.display()))?;
+    let broken = object_file(lab, "noise", b"no object at all")?;
+    refused_with(lab, &broken.0, "apply")?;
+    traffic.go_on()?;
+
+    let answer = with_object(lab, &other.0, "apply")?;
+    assert!(answer.status.success() && String::from_utf8_lossy(&answer.stderr).contains("replaced"), "{answer:?}");
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "nothing was to be done\n");
+    assert!(programs(lab)?.is_disjoint(&ids));
+    assert_eq!(done_with(lab, &other.0, "status")?["upgrade_due"], json!(false));
+    check_whole(lab)?;
+    traffic.go_on()?;
+    // And from programs whose maps are others, which nothing else touches.
+    let stations = Object::own()?.definitions()?[names::STATIONS].max_entries;
+    let larger = resized(lab, "larger", &[(names::STATIONS, 2 * stations)])?;
+    assert!(refused_with(lab, &larger.0, "ns add @never")?.contains("nsnet upgrade"));
+    done_with(lab, &larger.0, "apply")?;
+    assert_eq!(done_with(lab, &larger.0, "status")?["upgrade_due"], json!(false));
+    lab.nsnet("apply")?;
+    bed.check_no_drift()?;
+    traffic.finish()?;
     Ok(())
 }
 

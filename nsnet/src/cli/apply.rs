@@ -16,7 +16,7 @@ use crate::kernel::host::{Change, Host};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::observe::Scope;
-use crate::kernel::upgrade::{Allowed, Outcome, due, upgrade};
+use crate::kernel::upgrade::{Allowed, Outcome, is_due, upgrade};
 use crate::model::Refusal;
 use crate::model::declaration::Declaration;
 use crate::model::declare::Surroundings;
@@ -102,7 +102,7 @@ pub(super) fn plan(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answ
     if let Some(disorder) = host.disorder()? {
         output::note(&disorder);
     }
-    if due(host)?.is_some() {
+    if is_due(host)? {
         output::note("other programs are loaded than this nsnet's: `nsnet apply` replaces them first");
     }
     print(format, &change, ["nothing to do", "to add", "to change", "to remove"])?;
@@ -111,7 +111,7 @@ pub(super) fn plan(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answ
 
 /// Does it, with this nsnet's programs.
 pub(super) fn apply(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answer {
-    if due(host)?.is_some() {
+    if is_due(host)? {
         // What is refused is refused before anything is changed. (What another nsnet keeps otherwise cannot be read yet.)
         if host.foreign_pins()?.is_none() {
             let look = |_state: &State, (): &()| Scope::Everything;

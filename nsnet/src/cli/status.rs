@@ -10,7 +10,7 @@ use crate::agent;
 use crate::kernel::host::{Change, Host};
 use crate::kernel::object::Object;
 use crate::kernel::observe::Scope;
-use crate::kernel::upgrade::due;
+use crate::kernel::upgrade::is_due;
 use crate::model::diff::diff;
 use crate::model::drift::Drift;
 
@@ -40,7 +40,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
     let dataplane = if loaded { "loaded" } else { "not loaded" };
     let build = if loaded { host.dataplane.build()? } else { None };
     let here = Object::own()?.build(host.features);
-    let is_due = due(host)?.is_some();
+    let is_upgrade_due = is_due(host)?;
     let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
     let is_well = table.is_empty() && changes.is_empty();
     match format {
@@ -56,7 +56,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "build": build.as_ref().map(|build| build.id.to_string()),
             "build_version": build.as_ref().map(|build| build.version.as_str()),
             "build_here": here.to_string(),
-            "upgrade_due": is_due,
+            "upgrade_due": is_upgrade_due,
             "drift": table.to_json(),
             "steps": apply::to_json(&changes),
         }))?,
@@ -73,7 +73,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
                 state.publishes.len(),
                 build.map(|build| format!(" (build {}, nsnet {})", build.id, build.version)).unwrap_or_default(),
             ))?;
-            if is_due {
+            if is_upgrade_due {
                 output::note(&format!("other programs are loaded than this nsnet's (build {here}): `nsnet upgrade`"));
             }
             if is_well {

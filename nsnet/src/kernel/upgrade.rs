@@ -45,15 +45,6 @@ pub struct Allowed {
     pub loss: bool,
 }
 
-/// An upgrade that is due.
-#[derive(Clone, Debug)]
-pub struct Due {
-    /// What is loaded; `None` when it does not tell.
-    pub loaded: Option<Build>,
-    /// What this nsnet would load.
-    pub here: BuildId,
-}
-
 /// How it ended.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -79,13 +70,12 @@ pub struct Upgraded {
 }
 
 /// Whether other programs than this nsnet's are loaded.
-pub fn due(host: &Host) -> Result<Option<Due>> {
+pub fn is_due(host: &Host) -> Result<bool> {
     if !host.dataplane.loaded()? {
-        return Ok(None);
+        return Ok(false);
     }
-    let (loaded, here) = (host.dataplane.build()?, Object::own()?.build(host.features));
-    let is_ours = loaded.as_ref().is_some_and(|build| build.id == here);
-    Ok((!is_ours).then_some(Due { loaded, here }))
+    let here = Object::own()?.build(host.features);
+    Ok(host.dataplane.build()?.is_none_or(|build| build.id != here))
 }
 
 /// Replaces the programs of `host` by this nsnet's.
@@ -107,7 +97,9 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     }
     if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
         let why = format!("this nsnet keeps them in another form, and what is there would be lost: {loss}");
-        return Err(KernelError::refused("upgrade", why).with_remedy("--allow-loss does it all the same"));
+        return Err(
+            KernelError::refused("upgrade", why).with_remedy("`nsnet upgrade --allow-loss` does it all the same")
+        );
     }
     trial(host.features)?;
     let seats = seats(host, &state)?;
