@@ -149,7 +149,10 @@ fn programs_and_qdiscs_of_others_stay() -> Result<()> {
     ] {
         lab.nsnet(line)?;
         check(&interfaces, line)?;
-        red_is_attached(&lab).with_context(|| format!("after `{line}`"))?;
+        // Without masquerade the outside has no way back.
+        if line != "masquerade off v-net-0" {
+            red_is_attached(&lab).with_context(|| format!("after `{line}`"))?;
+        }
     }
     lab.nsnet("detach v-net-0 @red")?;
     check(&["uplink", "v-net-0"], "detach")?;

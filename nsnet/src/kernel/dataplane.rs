@@ -319,6 +319,10 @@ fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<Pins>> {
 }
 
 fn remove_link(pin: &Path) -> Result<()> {
+    // What is not there need not be removed; a file system that is read-only would refuse even that.
+    if !exists(pin)? {
+        return Ok(());
+    }
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
         _ => Ok(()),

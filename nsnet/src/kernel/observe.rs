@@ -152,6 +152,8 @@ impl Look<'_> {
         if self.is_whole {
             self.at(Object::Pools, |_look| policy::pool_differences(host, state))?;
             self.at(Object::Locals, |_look| sockets::local_differences(host))?;
+        } else if !state.pools().is_empty() {
+            self.at(Object::Pools, |_look| Ok(vec![lost_with_the_dataplane()]))?;
         }
         Ok(())
     }
