@@ -106,6 +106,6 @@ fn errors_are_taken_back() -> Result<()> {
         ping(&bed).with_context(what)?;
     }
     println!("{failed} failed and were taken back, {done} did all the same");
-    ensure!(failed > 15, "only {failed} failed");
+    ensure!(failed > 10, "only {failed} failed");
     bed.check_no_drift()
 }

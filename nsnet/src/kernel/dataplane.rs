@@ -72,7 +72,7 @@ impl Dataplane {
         let (draft, old) = (self.draft(), Pins { root: self.beside("old") });
         draft.pins.remove()?;
         old.remove()?;
-        let pinned = draft.fill(features, &Object::own()?, random()?, &[]).and_then(|mut ebpf| {
+        let pinned = draft.fill(features, Object::own()?, random()?, &[]).and_then(|mut ebpf| {
             let root = &draft.pins.root;
             let without = if features.cgroup { sockets::install(&mut ebpf, root).err() } else { None };
             if exists(&self.pins.root)? {
@@ -176,7 +176,7 @@ impl Dataplane {
     /// Refuses pins that others could have made or changed, and those that another nsnet has made otherwise.
     pub fn check(&self, features: Features) -> Result<()> {
         let object = Object::own()?;
-        self.pins.check(&object, object.build(features))
+        self.pins.check(object, object.build(features))
     }
 
     /// Which object the programs are from; `None` when they do not tell.

@@ -20,7 +20,7 @@ use nsnet_common::layout::{names, version_of};
 use super::batch::for_each_bytes;
 use super::bpf::RawMap;
 use super::error::{Doing as _, KernelError, Result};
-use super::object::{Definition, open_raw};
+use super::object::{Definition, Definitions, open_raw};
 use super::pins::{Pins, check_map, map_at, map_pin};
 
 /// The way from one version of a map's layout to the next.
@@ -101,11 +101,7 @@ pub struct Plan {
 impl Plan {
     /// From what is pinned to what the object defines. Refused when a map is not what its pin's name says, or holds what
     /// must not be lost and cannot be converted by one of `conversions`.
-    pub(super) fn new(
-        old: &Pins,
-        definitions: &BTreeMap<&'static str, Definition>,
-        conversions: &[Conversion],
-    ) -> Result<Self> {
+    pub(super) fn new(old: &Pins, definitions: &Definitions, conversions: &[Conversion]) -> Result<Self> {
         let mut fates = BTreeMap::new();
         for (name, wanted) in definitions {
             // Which program is at which place is the new ones' own affair.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aya::maps::{MapData, MapInfo, MapType, ProgramArray};
 use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier};
@@ -29,7 +30,12 @@ pub const OBJECT: &str = "NSNET_OBJECT";
 #[derive(Clone, Debug)]
 pub struct Object {
     bytes: Cow<'static, [u8]>,
+    /// Read once: every verb compares pins with them, some twice.
+    definitions: OnceLock<Definitions>,
 }
+
+/// The maps that are pinned, by name.
+pub type Definitions = BTreeMap<&'static str, Definition>;
 
 /// What tells the programs of one object, and of one set of features, from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,16 +49,20 @@ impl fmt::Display for BuildId {
 
 impl Object {
     /// The object of this binary, or of the file that [`OBJECT`] names.
-    pub fn own() -> Result<Self> {
-        if let Some(path) = std::env::var_os(OBJECT) {
-            let bytes = fs::read(&path).doing(|| format!("read {}", Path::new(&path).display()))?;
-            return Ok(Self { bytes: Cow::Owned(bytes) });
+    pub fn own() -> Result<&'static Self> {
+        static OWN: OnceLock<Object> = OnceLock::new();
+        if let Some(own) = OWN.get() {
+            return Ok(own);
         }
-        if EMBEDDED.is_empty() {
+        let bytes = if let Some(path) = std::env::var_os(OBJECT) {
+            Cow::Owned(fs::read(&path).doing(|| format!("read {}", Path::new(&path).display()))?)
+        } else if EMBEDDED.is_empty() {
             return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
                 .with_remedy("run `cargo xtask build`"));
-        }
-        Ok(Self { bytes: Cow::Borrowed(EMBEDDED) })
+        } else {
+            Cow::Borrowed(EMBEDDED)
+        };
+        Ok(OWN.get_or_init(|| Self { bytes, definitions: OnceLock::new() }))
     }
 
     /// The ELF file.
@@ -60,22 +70,28 @@ impl Object {
         &self.bytes
     }
 
-    /// Which programs they are when they are loaded with these features. FNV-1a: against mistakes, not an adversary.
+    /// Which programs they are when they are loaded with these features. FNV-1a, eight bytes at a time: against
+    /// mistakes, not an adversary.
     pub fn build(&self, features: Features) -> BuildId {
-        let bytes = self.bytes.iter().copied().chain(switches(features).map(|(_, on)| on));
-        BuildId(
-            bytes.fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)),
-        )
+        let add = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+        let (words, rest) = self.bytes.as_chunks();
+        let sum = words.iter().fold(0xcbf2_9ce4_8422_2325, |sum, word| add(sum, u64::from_le_bytes(*word)));
+        let bytes = rest.iter().copied().chain(switches(features).map(|(_, on)| on));
+        BuildId(bytes.fold(sum, |sum, byte| add(sum, u64::from(byte))))
     }
 
     /// The maps that are pinned, as the object defines them.
-    pub fn definitions(&self) -> Result<BTreeMap<&'static str, Definition>> {
+    pub fn definitions(&self) -> Result<&Definitions> {
+        if let Some(definitions) = self.definitions.get() {
+            return Ok(definitions);
+        }
         let parsed = aya_obj::Object::parse(&self.bytes).map_err(|error| refused("read the eBPF object", error))?;
         let define = |name: &'static str| {
             let map = parsed.maps.get(names::in_object(name)).ok_or_else(|| missing("map", name))?;
             Ok((name, Definition::of_object(map)?))
         };
-        names::MAPS.into_iter().map(define).collect()
+        let definitions = names::MAPS.into_iter().map(define).collect::<Result<_>>()?;
+        Ok(self.definitions.get_or_init(|| definitions))
     }
 
     /// Makes the maps, but for `reused` ones, whose pins are given and must be what the object defines; sets the
@@ -131,6 +147,7 @@ impl Object {
 }
 
 /// What an object is loaded for.
+#[derive(Clone, Copy)]
 enum Purpose<'a> {
     /// To carry packets, with these maps that are there already.
     Real(&'a [(&'static str, PathBuf)]),
@@ -344,10 +361,12 @@ mod tests {
             cgroup: true,
             set_retval: true,
         };
-        let object = |bytes: &'static [u8]| Object { bytes: Cow::Borrowed(bytes) };
+        let object = |bytes: &'static [u8]| Object { bytes: Cow::Borrowed(bytes), definitions: OnceLock::new() };
         let build = object(b"abc").build(all);
         assert_eq!(build, object(b"abc").build(Features { tcx: false, ..all }), "the programs are the same");
         assert_ne!(build, object(b"abd").build(all));
+        assert_ne!(object(b"0123456789").build(all), object(b"1123456789").build(all));
+        assert_ne!(object(b"0123456789").build(all), object(b"0123456780").build(all));
         assert_ne!(build, object(b"abc").build(Features { redirect_peer: false, ..all }));
         assert_eq!(BuildId(0xab).to_string(), "00000000000000ab");
     }

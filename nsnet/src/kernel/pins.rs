@@ -126,8 +126,8 @@ impl Pins {
                 None if is_ours && self.version_of(name)?.is_none() => {}
                 None => return Err(others(&path, "there is none")),
                 Some(found) => {
-                    check_map(&path, &found, &wanted)?;
-                    if found != wanted {
+                    check_map(&path, &found, wanted)?;
+                    if found != *wanted {
                         return Err(others(&path, format_args!("it is a {found}, and this nsnet's a {wanted}")));
                     }
                 }

@@ -91,8 +91,8 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     old.check_owner()?;
     // Others than these may be missing: what is there is about to go, but what is to be taken back must be what it seems.
     old.check_programs(&[names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK])?;
-    let plan = Plan::new(old, &object.definitions()?, &CONVERSIONS)?;
-    if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(&object, to).is_ok() {
+    let plan = Plan::new(old, object.definitions()?, &CONVERSIONS)?;
+    if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(object, to).is_ok() {
         return Ok(Outcome::Current(to));
     }
     if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
@@ -105,7 +105,7 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     let seats = seats(host, &state)?;
     let new = host.dataplane.draft().pins().clone();
     let secret = from.as_ref().map_or_else(random, |build| Ok(build.secret))?;
-    let prepared = prepare(host, &seats, &object, secret, &plan);
+    let prepared = prepare(host, &seats, object, secret, &plan);
     let mut ebpf = prepared.or_else(|error| taken_back(error, new.remove()))?;
     let replaced = replace(host, &seats, &plan, &mut ebpf).or_else(|error| taken_back(error, settle(host, &state)))?;
     finish(&new, &seats, replaced.copies)?;
