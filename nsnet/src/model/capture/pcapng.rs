@@ -218,7 +218,13 @@ mod tests {
                             format!("packet at {} {ts} {codes:?} {flags:#x} {}", packet.if_id, packet.caplen)
                         }
                         Block::InterfaceStatistics(_) => "statistics".to_owned(),
-                        other => format!("{other:?}"),
+                        Block::SimplePacket(_)
+                        | Block::NameResolution(_)
+                        | Block::SystemdJournalExport(_)
+                        | Block::DecryptionSecrets(_)
+                        | Block::ProcessInformation(_)
+                        | Block::Custom(_)
+                        | Block::Unknown(_) => format!("not written by us: {block:?}"),
                     });
                     reader.consume(length);
                 }
