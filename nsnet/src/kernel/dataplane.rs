@@ -210,8 +210,13 @@ impl Dataplane {
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
         let seat = Seat::of(port, interface, hook);
         let behind = seat.behind();
-        let is_closed = self.is_closed(port, interface, hook)?;
-        if !seat.is_taken_by(&Netlink::here, &self.pins)? {
+        // A port that is new, as most are, has no link: then nobody need be asked.
+        let is_taken = |seat: &Seat| {
+            let is_new = features.tcx && !exists(&seat.link(&self.pins))?;
+            if is_new { Ok(false) } else { seat.is_taken_by(&Netlink::here, &self.pins) }
+        };
+        let is_closed = behind.as_ref().map_or(Ok(true), is_taken)?;
+        if !is_taken(&seat)? {
             self.detach(port)?;
             let order = match &behind {
                 Some(behind) if is_closed => Order::Before(behind, &self.pins),
