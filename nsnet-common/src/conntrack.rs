@@ -10,8 +10,8 @@
 
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{
-    About, Flow, FlowKey, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId, QUARANTINE,
-    Usage, flow_flags,
+    About, Flow, FlowKey, FlowState, MAPPING_STEP, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId,
+    QUARANTINE, Usage, flow_flags,
 };
 use crate::nat;
 use crate::scratch::Scratch;
@@ -43,7 +43,7 @@ pub fn find<T: Tables>(key: &FlowKey, now: u32, tables: T) -> Option<Found<T::Fl
             None => (tables.flow(Age::Grown, key)?, Age::Grown),
         },
     };
-    if entry.about().is_alive(now) {
+    if entry.about().is_alive(now) || look(key, age, tables) == Standing::Alive {
         return Some(Found { entry, age });
     }
     end_dead(key, age, tables);
@@ -64,11 +64,35 @@ pub enum Standing {
 /// What stands under this tuple.
 #[inline(never)]
 pub fn standing(key: &FlowKey, tables: impl Tables) -> Standing {
-    match tables.flow(Age::Grown, key).or_else(|| tables.flow(Age::Young, key)) {
-        None => Standing::Free,
-        Some(entry) if entry.about().is_alive(tables.seconds()) => Standing::Alive,
-        Some(_) => Standing::Dead,
+    match look(key, Age::Grown, tables) {
+        Standing::Free => look(key, Age::Young, tables),
+        found @ (Standing::Dead | Standing::Alive) => found,
     }
+}
+
+/// What stands under this tuple in the tables of that age. A flow lives as long as one of its directions does.
+///
+/// Each direction notes its own packets only: with many flows, an entry that is in no cache is most of what a packet costs.
+/// That the other one lives is noted here, so that it is asked once in the flow's timeout.
+#[inline(never)]
+fn look(key: &FlowKey, age: Age, tables: impl Tables) -> Standing {
+    let mut flow = Flow::EMPTY;
+    let Some(entry) = tables.flow(age, key) else { return Standing::Free };
+    entry.read(&mut flow);
+    if flow.about.is_alive(tables.seconds()) {
+        return Standing::Alive;
+    }
+    let other_key = flow.other_key(key);
+    let Some(other) = tables.flow(age, &other_key) else { return Standing::Dead };
+    other.read(&mut flow);
+    // What answers come by may be another flow's by now, of one that was given the port after this one's time.
+    if flow.other_key(&other_key) != *key || !flow.about.is_alive(tables.seconds()) {
+        return Standing::Dead;
+    }
+    if let Some(entry) = tables.flow(age, key) {
+        entry.set_seen(flow.about.seen);
+    }
+    Standing::Alive
 }
 
 /// Whether packets of this tuple belong to a flow that lives.
@@ -85,55 +109,69 @@ pub fn bury(key: &FlowKey, tables: impl Tables) -> bool {
 
 /// By the key alone: an entry's handle is not for passing on, because the verifier would lose which family it is of.
 ///
-/// One CPU at a time, which looks once more: else another one may have ended the flow since it was found dead, and what is
+/// One CPU at a time, which looks when it is its turn: else another one may have ended the flow since it was found dead, and what is
 /// removed is the flow that it has made after that.
 #[inline(never)]
 pub fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
-    let mut flow = Flow::EMPTY;
-    if !read_dead(key, age, &mut flow, tables) {
+    let mut lock = MappingKey::EMPTY;
+    if !find_lock(key, age, &mut lock, tables) {
         return true;
     }
-    // Where the answers come to.
-    let lock = if flow.about.has(flow_flags::REPLY) {
-        MappingKey::flows_of(key.protocol(), key.destination, key.destination_port)
-    } else {
-        MappingKey::flows_of(key.protocol(), flow.source, flow.about.source_port)
-    };
     let is_ours = tables.lock(&lock);
     if is_ours {
-        if read_dead(key, age, &mut flow, tables) {
-            end(key, &flow, age, tables);
-        }
+        end_if_dead(key, age, tables);
         tables.unlock(&lock);
     }
     is_ours
 }
 
-/// Copies the flow that stands under this tuple, if it is dead.
-#[inline(always)]
-fn read_dead(key: &FlowKey, age: Age, flow: &mut Flow, tables: impl Tables) -> bool {
+/// What is locked to end the flow that stands under this tuple: where its answers come to. `false` when there is none, or its
+/// entry is not old.
+#[inline(never)]
+fn find_lock(key: &FlowKey, age: Age, lock: &mut MappingKey, tables: impl Tables) -> bool {
+    let mut flow = Flow::EMPTY;
     let Some(entry) = tables.flow(age, key) else { return false };
-    entry.read(flow);
-    !flow.about.is_alive(tables.seconds())
+    entry.read(&mut flow);
+    if flow.about.is_alive(tables.seconds()) {
+        return false;
+    }
+    *lock = if flow.about.has(flow_flags::REPLY) {
+        MappingKey::flows_of(key.protocol(), key.destination, key.destination_port)
+    } else {
+        MappingKey::flows_of(key.protocol(), flow.source, flow.about.source_port)
+    };
+    true
 }
 
 /// Ends the flow of packets of this tuple, if it is in the tables of that age and neither direction lives. Whether it was.
-#[inline(never)]
+#[inline(always)]
 pub fn end_if_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
-    let (mut flow, now) = (Flow::EMPTY, tables.seconds());
-    let Some(entry) = tables.flow(age, key) else { return false };
-    entry.read(&mut flow);
-    let answered = tables.flow(age, &flow.other_key(key));
-    if flow.about.is_alive(now) || answered.is_some_and(|other| other.about().is_alive(now)) {
+    if look(key, age, tables) != Standing::Dead {
         return false;
     }
-    end(key, &flow, age, tables);
+    end_at(key, age, tables);
     true
+}
+
+/// Ends the flow that stands under this tuple.
+#[inline(never)]
+fn end_at(key: &FlowKey, age: Age, tables: impl Tables) {
+    let mut flow = Flow::EMPTY;
+    if let Some(entry) = tables.flow(age, key) {
+        entry.read(&mut flow);
+        take_out(key, &flow, age, tables);
+    }
 }
 
 /// Ends a flow, both directions.
 #[inline(never)]
 pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
+    take_out(key, flow, age, tables);
+}
+
+/// The same, not a call: those below each other may be eight.
+#[inline(always)]
+fn take_out(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
     let other = flow.other_key(key);
     let (owner, is_v4) = (flow.about.owner, key.is_v4());
     // Whoever removes the opener's entry gives its place back, once.
@@ -317,8 +355,8 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
 
 const DNS: [u8; 2] = 53u16.to_be_bytes();
 
-/// Notes that the flow is in use, in both directions' entries, and in its mapping. `false` when the opener's answers have no
-/// entry any more: young flows' are pushed out one by one.
+/// Notes that the flow is in use, in this direction's entry, and every few seconds in its mapping. `false` when the opener's
+/// answers have no entry any more: young flows' are pushed out one by one.
 ///
 /// Looks the entry up once more: a handle that is kept over the whole path has the verifier walk it once for each table.
 #[inline(never)]
@@ -327,15 +365,18 @@ pub fn refresh(scratch: &Scratch, age: Age, now: u32, tables: impl Tables) -> bo
     if let Some(entry) = tables.flow(age, key) {
         entry.set_seen(now);
     }
-    match tables.flow(age, &flow.other_key(key)) {
-        Some(other) => other.set_seen(now),
-        None if age == Age::Young && !flow.about.has(flow_flags::REPLY) => return false,
-        None => {}
+    if age == Age::Young {
+        match tables.flow(age, &flow.other_key(key)) {
+            Some(other) => other.set_seen(now),
+            None if !flow.about.has(flow_flags::REPLY) => return false,
+            None => {}
+        }
     }
-    if flow.about.has(flow_flags::MAPPED) && !flow.about.has(flow_flags::REPLY) {
+    let is_due = now / MAPPING_STEP != flow.about.seen / MAPPING_STEP;
+    if is_due && flow.about.has(flow_flags::MAPPED) && !flow.about.has(flow_flags::REPLY) {
         let Some(policy) = tables.policy(key.side) else { return true };
         let until = now.wrapping_add(first_timeout(key.protocol(), &policy) + QUARANTINE);
-        let inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
+        let inside = MappingKey::inside(key.side, key.protocol(), key.source, key.source_port, flow.source);
         nat::refresh(&inside, (flow.source, flow.about.source_port), until, tables);
     }
     true

@@ -9,6 +9,7 @@
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
 //!   stream, object   packets that go on all the time; other programs than the binary's
+//!   terminal     a program on a terminal of its own
 //!   file         files of plan and apply, on stdin
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
@@ -26,7 +27,9 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
+//!   nat_addresses  those that come later, and two       nat_hairpin    published ports from inside
 //!   networks   apart, opened and internal               bench      a very short run of it
+//!   see        rates, the view on a terminal
 //!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
 //!   examples   those that are shipped                   crowd      hundreds at once
 //!   pins       those that others made                   closed     a port whose program is gone
@@ -74,6 +77,8 @@ mod isolation;
 mod leak;
 mod lifecycle;
 mod limits;
+mod nat_addresses;
+mod nat_hairpin;
 mod nat_in;
 mod nat_life;
 mod nat_out;
@@ -92,11 +97,13 @@ mod races;
 mod reach;
 mod scenarios;
 mod secure;
+mod see;
 mod shot;
 mod sockets;
 mod stale;
 mod stream;
 mod switching;
+mod terminal;
 mod tracer;
 mod traffic;
 mod undo;

@@ -9,14 +9,19 @@
 //!   live     what BPF_PROG_TEST_RUN does not take: sent by packet sockets, through the programs at their hooks
 //!   gate     what a packet costs: time, lookups and instructions, beside what they were
 //!   flood    every case that is flooded: who really gets a copy, and which bytes
+//!   full     tables without room: what is refused, what goes on, and when there is room again
 //!   capture  every case with somebody who captures: what he is told is what memory says, and nothing else differs
 //! ```
 
 mod capture;
 mod clock;
 mod flood;
+mod full;
 mod gate;
+mod line;
 mod live;
 mod machine;
 mod mutants;
+mod pressure;
 mod table;
+mod two_cpus;

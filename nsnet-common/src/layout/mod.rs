@@ -27,14 +27,14 @@ pub use fragment::{
     MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
 };
 pub use nat::{
-    MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
-    PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
+    MAPPING_STEP, MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey,
+    Policy, Publish, PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
 };
 pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
 /// Version of how pins are arranged, part of their path. What is in the maps has versions of its own.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -188,7 +188,8 @@ pub mod names {
     pub const HELD: &str = "HELD";
     /// Array of [`Holding`](super::Holding) by port id.
     pub const HOLDING: &str = "HOLDING";
-    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8), all but link-local ones.
+    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8, 1), all but link-local ones, and of its
+    /// subnets' broadcast addresses (0).
     pub const LOCALS: &str = "LOCALS";
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";

@@ -15,9 +15,12 @@ use nsnet_common::layout::{
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
 
+use super::capture::monotonic;
 use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
 use super::pins::{Pins, UPGRADE};
+use crate::model::state::State;
+use crate::model::traffic::{Look, PortName};
 
 /// What all CPUs together have counted, by port and reason.
 pub type Drops = BTreeMap<(PortId, u16), Dropped>;
@@ -165,6 +168,14 @@ impl Maps {
             Ok(values.iter().fold(PortCounters::default(), |sum, cpu| sum_of(sum, *cpu)))
         };
         ids.into_iter().map(over_cpus).collect()
+    }
+
+    /// What the ports of a state have seen up to now.
+    pub fn look(&self, state: &State) -> Result<Look> {
+        let names = PortName::all(state);
+        let at = monotonic()?;
+        let counters = self.counters(names.iter().map(|name| name.port))?;
+        Ok(Look { at, ports: names.into_iter().zip(counters).collect(), drops: self.drops()? })
     }
 
     /// Everything that was dropped, over all CPUs.

@@ -104,7 +104,7 @@ impl Object {
     fn open(&self, features: Features, secret: u64, purpose: Purpose<'_>) -> Result<Ebpf> {
         let cookie = NetNs::current()?.cookie()?;
         let switches = switches(features);
-        let sends_copies = u8::from(matches!(purpose, Purpose::Real(_)));
+        let sends_copies = u8::from(!matches!(purpose, Purpose::Copy));
         let mut kept = Vec::new();
         let mut loader = EbpfLoader::new();
         // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
@@ -122,6 +122,11 @@ impl Object {
                     let name = names::in_object(name);
                     loader.map_pin_path(name, pin.as_path());
                     kept.extend(Section::read(name, pin)?);
+                }
+            }
+            Purpose::Sized(sizes) => {
+                for (name, entries) in sizes {
+                    loader.map_max_entries(name, *entries);
                 }
             }
             Purpose::Copy => {
@@ -151,6 +156,8 @@ impl Object {
 enum Purpose<'a> {
     /// To carry packets, with these maps that are there already.
     Real(&'a [(&'static str, PathBuf)]),
+    /// The same, with maps of its own, and these of another size.
+    Sized(&'a [(&'a str, u32)]),
     /// To try frames: it sends no copies of them, and has room for what one frame needs.
     Copy,
 }
@@ -210,12 +217,12 @@ fn switches(features: Features) -> [(&'static str, u8); 4] {
 
 /// Opens the object with its globals set, and has the verifier accept its programs.
 pub fn open_object(features: Features) -> Result<Ebpf> {
-    open_object_with(features, random()?)
+    open_object_with(features, random()?, &[])
 }
 
-/// The same, with the key of the hash that NAT chooses ports by.
-pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
-    Object::own()?.load(features, secret, &[])
+/// The same, with the key of the hash that NAT chooses ports by, and with these maps of another size.
+pub fn open_object_with(features: Features, secret: u64, sizes: &[(&str, u32)]) -> Result<Ebpf> {
+    Object::own()?.open(features, secret, Purpose::Sized(sizes))
 }
 
 /// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
