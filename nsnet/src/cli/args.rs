@@ -17,6 +17,7 @@ use super::manual::{CompletionsArgs, ManArgs};
 use super::output::Format;
 use super::stats::StatsArgs;
 use super::top::TopArgs;
+use super::upgrade::UpgradeArgs;
 use crate::model::flow::{parse_protocol, parse_state};
 use crate::model::name::Name;
 use crate::model::request::{AttachRequest, CableRequest, Dest, NetworkRequest, PublishArgs, RouteRequest};
@@ -102,6 +103,8 @@ pub(super) enum Command {
     Status,
     /// Take down everything that nsnet made on this host
     Down,
+    /// Replace the loaded programs by this nsnet's while packets go on: no packet, flow or connection is lost
+    Upgrade(UpgradeArgs),
     /// Look after the dataplane: follow uplinks, repair, sweep, serve metrics and health; nothing depends on it
     Agent(AgentArgs),
     /// What this kernel can do, what is missing, and what is used instead

@@ -30,6 +30,7 @@ mod stats;
 mod status;
 mod stream;
 mod top;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -102,6 +103,7 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Schema => apply::schema(),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
+        Command::Upgrade(args) => upgrade::run(&host()?, format, args),
         Command::Agent(args) => agent::agent(host()?, format, args),
         // These come without: one looks why there may be no host, the others make one of their own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),

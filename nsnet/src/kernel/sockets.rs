@@ -43,7 +43,10 @@ pub fn load(ebpf: &mut Ebpf) -> Result<()> {
 /// Loads the programs, attaches them to the root cgroup, and pins both below `root`: all of them, or none.
 pub(crate) fn install(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     let installed = load(ebpf).and_then(|()| cgroup::root()).and_then(|cgroup| {
-        names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| install_one(ebpf, name, &cgroup, root))
+        names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| {
+            pin_program(ebpf, name, root)?;
+            install_link(ebpf, name, &cgroup, root)
+        })
     });
     if installed.is_err() {
         // The first error is the one to report.
@@ -57,9 +60,14 @@ pub(crate) fn are_installed(root: &Path) -> bool {
     names::SOCKET_PROGRAMS.into_iter().all(|name| root.join("links").join(name).exists())
 }
 
-fn install_one(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd, root: &Path) -> Result<()> {
+/// Pins a program that is loaded.
+pub(super) fn pin_program(ebpf: &mut Ebpf, name: &str, root: &Path) -> Result<()> {
     let pinned = program_in(ebpf, name)?.pin(root.join("programs").join(name));
-    pinned.map_err(|error| refused(format!("pin program {name}"), error))?;
+    pinned.map_err(|error| refused(format!("pin program {name}"), error))
+}
+
+/// Attaches it, and pins the link.
+pub(super) fn install_link(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd, root: &Path) -> Result<()> {
     let pinned = attach(ebpf, name, cgroup)?.pin(root.join("links").join(name));
     pinned.map(|_link| ()).map_err(|error| refused(format!("pin the link of {name}"), error))
 }
