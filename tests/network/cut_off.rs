@@ -110,7 +110,7 @@ fn ping_on(ns: &NetNs, to: IpAddr, stop: &AtomicBool) -> Result<(u32, u32)> {
 fn namespaces() -> Result<()> {
     let lab = host()?;
     let works = || ["a", "b"].iter().try_for_each(|name| lab.nsnet(&format!("ns exec @{name} -- true")).map(drop));
-    Verb { name: "ns", lab: &lab, make: &["ns add @a @b"], unmake: "ns del @a @b", works: &works, sample: 25 }.try_all()
+    Verb { name: "ns", lab: &lab, make: &["ns add @a @b"], unmake: "ns del @a @b", works: &works, sample: 12 }.try_all()
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn the_first_network() -> Result<()> {
         red_is_attached(&lab)?;
         lab.nsnet("detach v-net-0 @red").map(drop)
     };
-    Verb { name: "network", lab: &lab, make: &[NETWORK], unmake: "network del v-net-0", works: &works, sample: 12 }
+    Verb { name: "network", lab: &lab, make: &[NETWORK], unmake: "network del v-net-0", works: &works, sample: 6 }
         .try_all()
 }
 
@@ -133,7 +133,7 @@ fn a_second_network() -> Result<()> {
     let bystanders = Pinging::beside(&lab)?;
     let works = || reaches(&lab, "host", Ipv4Addr::new(10, 9, 0, 254).into());
     let make = &["network add v-net-1 --subnet 10.9.0.0/24 fd09::/64 --masquerade --snat-ports 20000-20999"];
-    Verb { name: "second network", lab: &lab, make, unmake: "network del v-net-1", works: &works, sample: 20 }
+    Verb { name: "second network", lab: &lab, make, unmake: "network del v-net-1", works: &works, sample: 10 }
         .try_all()?;
     bystanders.finish()
 }
@@ -145,7 +145,7 @@ fn attachments() -> Result<()> {
     let bystanders = Pinging::beside(&lab)?;
     let works = || red_is_attached(&lab);
     let unmake = "detach v-net-0 @red";
-    Verb { name: "attach", lab: &lab, make: &[ATTACH], unmake, works: &works, sample: 30 }.try_all()?;
+    Verb { name: "attach", lab: &lab, make: &[ATTACH], unmake, works: &works, sample: 15 }.try_all()?;
     bystanders.finish()
 }
 
@@ -166,7 +166,7 @@ fn published_ports() -> Result<()> {
         Ok(())
     };
     let unmake = "publish del @red 8080:80/tcp 9000-9003:9000-9003/udp";
-    Verb { name: "publish", lab: &lab, make: &[PUBLISH], unmake, works: &works, sample: 25 }.try_all()?;
+    Verb { name: "publish", lab: &lab, make: &[PUBLISH], unmake, works: &works, sample: 12 }.try_all()?;
     bystanders.finish()
 }
 
@@ -177,7 +177,7 @@ fn routes() -> Result<()> {
     let bystanders = Pinging::beside(&lab)?;
     let works = || reaches(&lab, "red", WAN_IP.parse()?);
     let make = &["route add @red 192.168.1.0/24"];
-    Verb { name: "route", lab: &lab, make, unmake: "route del @red 192.168.1.0/24", works: &works, sample: 20 }
+    Verb { name: "route", lab: &lab, make, unmake: "route del @red 192.168.1.0/24", works: &works, sample: 10 }
         .try_all()?;
     bystanders.finish()
 }
@@ -186,7 +186,7 @@ fn routes() -> Result<()> {
 fn cables() -> Result<()> {
     let lab = host()?;
     let works = || reaches(&lab, "red", Ipv4Addr::new(10, 0, 0, 2).into());
-    Verb { name: "cable", lab: &lab, make: &[CABLE], unmake: "cable del @red @blue", works: &works, sample: 30 }
+    Verb { name: "cable", lab: &lab, make: &[CABLE], unmake: "cable del @red @blue", works: &works, sample: 15 }
         .try_all()
 }
 
@@ -198,7 +198,7 @@ fn a_namespace_in_use() -> Result<()> {
     lab.nsnet("ns del @red")?;
     let works = || red_is_attached(&lab);
     let make = &["ns add @red", ATTACH, PUBLISH, CABLE];
-    Verb { name: "ns --force", lab: &lab, make, unmake: "ns del @red --force", works: &works, sample: 20 }.try_all()?;
+    Verb { name: "ns --force", lab: &lab, make, unmake: "ns del @red --force", works: &works, sample: 10 }.try_all()?;
     bystanders.finish()
 }
 
@@ -207,7 +207,7 @@ fn everything() -> Result<()> {
     let lab = lab()?;
     let works = || reaches(&lab, "host", RED[0]);
     let make = &["ns add @red @blue", NETWORK, ATTACH, PUBLISH, CABLE];
-    Verb { name: "down", lab: &lab, make, unmake: "down", works: &works, sample: 12 }.try_all()
+    Verb { name: "down", lab: &lab, make, unmake: "down", works: &works, sample: 6 }.try_all()
 }
 
 /// What `apply` is given: red with a port of its own, and with `more` a second network, a cable, and another route.
@@ -276,7 +276,7 @@ fn a_declared_host() -> Result<()> {
         reaches(&lab, "red", Ipv4Addr::new(10, 0, 0, 2).into())
     };
     let make = format!("apply -f {}", file.0.display());
-    Verb { name: "apply", lab: &lab, make: &[&make], unmake: "down", works: &works, sample: 10 }.try_all()
+    Verb { name: "apply", lab: &lab, make: &[&make], unmake: "down", works: &works, sample: 5 }.try_all()
 }
 
 #[test]
@@ -290,7 +290,6 @@ fn a_host_that_is_declared_otherwise() -> Result<()> {
         reaches(&lab, "red", Ipv4Addr::new(10, 0, 0, 2).into())
     };
     let pinging = Pinging::start(&lab, "red", WAN[0])?;
-    Verb { name: "apply otherwise", lab: &lab, make: &[&make], unmake: &unmake, works: &works, sample: 15 }
-        .try_all()?;
+    Verb { name: "apply otherwise", lab: &lab, make: &[&make], unmake: &unmake, works: &works, sample: 8 }.try_all()?;
     pinging.finish()
 }

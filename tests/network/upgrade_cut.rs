@@ -16,14 +16,14 @@ fn traced(lab: &Lab, object: &Path, fault: Option<(&Call, Fault)>) -> Result<Run
     tracer::run(lab.command(["upgrade", "--force"]).env(OBJECT, object), fault.as_slice())
 }
 
-/// Calls at which to cut an upgrade off: from the one on with which the first hook gets another program, nearly all that
-/// change something; and a few before.
+/// Calls at which to cut an upgrade off: some of those that change something from the one on with which the first hook
+/// gets another program, and a few before; with NSNET_ALL_POINTS every second one, and more.
 fn points(calls: &[Call]) -> Result<Vec<&Call>> {
-    const EARLY: usize = 12;
+    let (early, every) = if std::env::var_os("NSNET_ALL_POINTS").is_some() { (12, 2) } else { (5, 5) };
     let first = calls.iter().position(|call| call.name == "bpf link update").context("no hook was changed")?;
-    let (early, late) = calls.split_at(first);
+    let (before, late) = calls.split_at(first);
     let changes = |calls: &[Call]| calls.iter().filter(|call| call.changes).count();
-    let steps = [(early, changes(early).div_ceil(EARLY)), (late, 2)];
+    let steps = [(before, changes(before).div_ceil(early)), (late, every)];
     Ok(steps.iter().flat_map(|(calls, step)| calls.iter().filter(|call| call.changes).step_by(*step)).collect())
 }
 
@@ -70,7 +70,10 @@ fn killed_at_every_step() -> Result<()> {
         points.len(),
         calls.len()
     );
-    ensure!(killed > points.len() as u32 * 3 / 4 && cut_in_two > 10, "{killed} killed, {cut_in_two} in between");
+    ensure!(
+        killed > points.len() as u32 * 3 / 4 && cut_in_two > killed / 2,
+        "{killed} killed, {cut_in_two} in between"
+    );
     lab.nsnet("upgrade")?;
     World::of(lab)?.check_similar(&before)
 }
@@ -106,6 +109,6 @@ fn errors_are_taken_back() -> Result<()> {
         ping(&bed).with_context(what)?;
     }
     println!("{failed} failed and were taken back, {done} did all the same");
-    ensure!(failed > 10, "only {failed} failed");
+    ensure!(failed > 3, "only {failed} failed");
     bed.check_no_drift()
 }
