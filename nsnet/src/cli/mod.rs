@@ -17,6 +17,7 @@ mod interrupt;
 #[cfg(feature = "log")]
 mod log;
 mod masquerade;
+mod mode;
 mod namespace;
 mod nat;
 mod network;

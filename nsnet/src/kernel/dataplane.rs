@@ -23,7 +23,7 @@ use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netlink::Netlink;
 use super::netns::NetNs;
-use super::{sockets, stages};
+use super::{sockets, stages, xdp};
 
 /// How long taking a program off may take.
 const GRACE: Duration = Duration::from_secs(1);
@@ -161,7 +161,15 @@ impl Dataplane {
     }
 
     fn link_path(&self, port: PortId) -> PathBuf {
-        self.root.join("links").join(port.0.to_string())
+        self.link_path_of(&port.0.to_string())
+    }
+
+    pub(super) fn link_path_of(&self, name: &str) -> PathBuf {
+        self.root.join("links").join(name)
+    }
+
+    pub(super) fn program_path(&self, name: &str) -> PathBuf {
+        self.root.join("programs").join(name)
     }
 
     /// The ports that a link is pinned for.
@@ -174,7 +182,7 @@ impl Dataplane {
         };
         let mut ports = Vec::new();
         for entry in entries {
-            // The others are of the programs at sockets.
+            // The others are of the programs at sockets and of the accelerator.
             ports.extend(entry.doing(what)?.file_name().to_str().and_then(|name| name.parse().ok()).map(PortId));
         }
         Ok(ports)
@@ -335,6 +343,10 @@ fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
         load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
     }
     connect_stages(&mut ebpf)?;
+    if is_real {
+        // What a kernel lacks for it, `nsnet doctor` tells, and who asks for it is told.
+        let _extra = xdp::load(&mut ebpf);
+    }
     Ok(ebpf)
 }
 
@@ -391,6 +403,7 @@ fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
         let pin = program_in(ebpf, name)?.pin(root.join("programs").join(name));
         pin.map_err(|error| refused(format!("pin program {name}"), error))?;
     }
+    xdp::pin(ebpf, root)?;
     for name in names::MAPS {
         let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
         let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(names::pin(name)));
