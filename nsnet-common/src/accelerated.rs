@@ -38,25 +38,50 @@ pub fn from_namespace(
     tables: impl Tables,
 ) -> Option<PortId> {
     let from = tables.port(id)?;
-    let eth = read_untagged(frame).ok()?;
+    if !is_admitted(frame, &from, tables) {
+        return None;
+    }
+    match switched(frame, &from, tables) {
+        Ahead::Left => None,
+        Ahead::Port(to) => Some(to),
+        Ahead::Gateway => by_flow(frame, &from, scratch, tables),
+    }
+}
+
+/// Whether a frame is of the kind that is taken at all, and its sender who it says it is.
+///
+/// A function of its own, like the two that follow it: together they would need more stack than there is.
+#[inline(never)]
+fn is_admitted(frame: &impl Packet, from: &Port, tables: impl Tables) -> bool {
+    let Ok(eth) = read_untagged(frame) else { return false };
     // A foreign MAC may be to be learned.
-    if from.id() == PortId::NONE || eth.source != from.mac() || eth.destination.is_group() {
-        return None;
+    let is_own = from.id() != PortId::NONE && eth.source == from.mac();
+    is_own && !eth.destination.is_group() && is_plain(frame) && guard::check_sender(frame, &eth, from, tables).is_ok()
+}
+
+/// What is ahead of a frame in its network.
+#[derive(Clone, Copy)]
+enum Ahead {
+    /// More than is done here.
+    Left,
+    /// A namespace's port. The frame is counted.
+    Port(PortId),
+    /// The gateway: its flow knows more.
+    Gateway,
+}
+
+#[inline(never)]
+fn switched(frame: &impl Packet, from: &Port, tables: impl Tables) -> Ahead {
+    let Ok(eth) = Ethernet::read(frame) else { return Ahead::Left };
+    match switch::port_of(eth.destination, from, tables) {
+        Some(to) if to.is_host() => Ahead::Gateway,
+        Some(to) if to.id() != from.id() && takes(&to, frame) && frame.len() <= switch::longest(&to) => {
+            tables.count_received(from.id(), frame.len());
+            tables.count_sent(to.id(), frame.len());
+            Ahead::Port(to.id())
+        }
+        Some(_) | None => Ahead::Left,
     }
-    if !is_plain(frame) {
-        return None;
-    }
-    guard::check_sender(frame, &eth, &from, tables).ok()?;
-    let to = switch::port_of(eth.destination, &from, tables)?;
-    if to.is_host() {
-        return by_flow(frame, &from, scratch, tables);
-    }
-    if to.id() == from.id() || !takes(&to, frame) || frame.len() > switch::longest(&to) {
-        return None;
-    }
-    tables.count_received(id, frame.len());
-    tables.count_sent(to.id(), frame.len());
-    Some(to.id())
 }
 
 /// The port that a frame goes to that came in by the uplink `id`, if it is taken.

@@ -75,6 +75,7 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
         "answered",
         "passed",
         "dropped",
+        "xdp",
     ]);
     if host.dataplane.is_loaded() {
         let maps = host.maps();
@@ -85,7 +86,9 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
         let of_uplinks = state.uplinks.iter().map(|uplink| (None, None, uplink.interface.as_str(), uplink.port()));
         let rows: Vec<_> = of_networks.chain(of_uplinks).collect();
         let counters = maps.counters(rows.iter().map(|(_, _, _, port)| *port))?;
-        for ((network, ns, interface, port), counters) in rows.into_iter().zip(counters) {
+        let accelerated = maps.accelerated(rows.iter().map(|(_, _, _, port)| *port))?;
+        for (((network, ns, interface, port), counters), accelerated) in rows.into_iter().zip(counters).zip(accelerated)
+        {
             let of_port = drops.range((port, 0)..=(port, u16::MAX));
             let dropped: u64 = of_port.map(|(_, dropped)| dropped.traffic.packets).sum();
             table.row([
@@ -100,6 +103,7 @@ pub(super) fn stats(host: &Host, format: Format) -> Answer {
                 json!(counters.answered),
                 json!(counters.passed),
                 json!(dropped),
+                json!(accelerated),
             ]);
         }
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::maps::xdp::DevMap;
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{Program, Xdp};
@@ -25,7 +25,7 @@ use super::error::{Doing as _, KernelError, Result};
 use super::maps::Maps;
 
 /// Which program of the accelerator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
     /// For what namespaces send.
     Namespace,
@@ -175,11 +175,23 @@ impl Maps {
 
     /// How many frames from each of these ports and uplinks the accelerator has forwarded.
     pub fn accelerated(&self, ids: impl IntoIterator<Item = PortId>) -> Result<Vec<u64>> {
-        let map: PerCpuArray<MapData, u64> = self.open(names::ACCELERATED, Map::PerCpuArray)?;
+        let map = self.accelerated_map()?;
         let sum = |id: PortId| {
             let values = map.get(&u32::from(id.0), 0).map_err(|error| refused("read counters", error))?;
             Ok(values.iter().sum())
         };
         ids.into_iter().map(sum).collect()
+    }
+
+    /// Sets that to 0 for a port or uplink.
+    pub(super) fn reset_accelerated(&self, id: PortId) -> Result<()> {
+        let what = "reset counters";
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
+        let zeros = PerCpuValues::try_from(vec![0; cpus]).map_err(|error| KernelError::new(what, error))?;
+        self.accelerated_map()?.set(u32::from(id.0), zeros, 0).map_err(|error| refused(what, error))
+    }
+
+    fn accelerated_map(&self) -> Result<PerCpuArray<MapData, u64>> {
+        self.open(names::ACCELERATED, Map::PerCpuArray)
     }
 }
