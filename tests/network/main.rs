@@ -20,6 +20,7 @@
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   networks   apart, opened and internal              bench      a very short run of it
+//!   xdp        the accelerator, in every mixture of modes
 //! ```
 
 mod addresses;
@@ -63,3 +64,4 @@ mod switching;
 mod tracer;
 mod traffic;
 mod world;
+mod xdp;
