@@ -91,8 +91,7 @@ fn switched() -> Result<()> {
 fn every_mixture_of_modes() -> Result<()> {
     const EVERYBODY: [&str; 6] = ["c1", "c2", "c3", "host", "wan", "far"];
     let mut bed = Outside::with("--isolate false", &["c1", "c2"], &[])?;
-    // Another MTU, so that there are errors to be told, too.
-    bed.add_c3("--isolate false --masquerade --mtu 1400")?;
+    bed.add_c3("--isolate false --masquerade")?;
     bed.lab.nsnet("publish add @c1 8080:80/tcp 9090:90/udp")?;
     make_wire_of(&bed)?;
     for mixture in 0..8 {
@@ -127,13 +126,46 @@ fn everything(bed: &Outside) -> Result<()> {
         let (c1, outside) = (bed.at("c1"), bed.at("wan"));
         let own: IpAddr = if v6 { c1.v6.into() } else { c1.v4.into() };
         let server = c1.run(|| TcpServer::start(SocketAddr::new(own, 80)))?;
-        outside.run(|| tcp::transfer(SocketAddr::new(host(v6), 8080), 500_000)).context("in, TCP")?;
-        drop(server);
         let echo = c1.run(|| UdpEcho::start(SocketAddr::new(own, 90)))?;
-        let outcome = outside.run(|| udp::exchange(SocketAddr::new(host(v6), 9090), 1200, 20, SECOND))?;
-        ensure!(outcome.echoed == 20, "in, UDP: {outcome}");
-        drop(echo);
+        for from in [outside, bed.at("c3")] {
+            let what = || format!("{} to what is published, IPv6 {v6}", from.name);
+            from.run(|| tcp::transfer(SocketAddr::new(host(v6), 8080), 500_000)).with_context(what)?;
+            let outcome = from.run(|| udp::exchange(SocketAddr::new(host(v6), 9090), 1200, 50, SECOND))?;
+            ensure!(outcome.echoed == 50, "{}: {outcome}", what());
+        }
+        drop((server, echo));
     }
+    Ok(())
+}
+
+/// What is too long is TC's: it tells the sender, or cuts.
+#[test]
+fn the_way_on_takes_less() -> Result<()> {
+    let mut bed = Outside::with("--mode xdp", &["c1"], &[])?;
+    bed.add_c3("--masquerade --mtu 1300 --mode xdp")?;
+    bed.lab.nsnet("publish add @c3 8080:80/tcp 9090:90/udp")?;
+    let (c1, c3) = (bed.at("c1"), bed.at("c3"));
+    let before = accelerated(&bed)?;
+    with_right_checksums(&bed, &["c1", "c3"], || {
+        for v6 in FAMILIES {
+            let own: IpAddr = if v6 { c3.v6.into() } else { c3.v4.into() };
+            let _server = c3.run(|| TcpServer::start(SocketAddr::new(own, 80)))?;
+            c1.run(|| tcp::transfer(SocketAddr::new(host(v6), 8080), 2_000_000))?;
+            let _echo = c3.run(|| UdpEcho::start(SocketAddr::new(own, 90)))?;
+            let send = |length| c1.run(|| udp::exchange(SocketAddr::new(host(v6), 9090), length, 5, SECOND));
+            assert_eq!(send(1200)?.echoed, 5);
+            // Its sender is told, which may be its error; then it cuts.
+            let _told_or_lost = send(1400);
+            assert_eq!(send(1400)?.echoed, 5);
+        }
+        Ok(())
+    })?;
+    let after = accelerated(&bed)?;
+    for (port, least) in [(&c1.port, 1000), (&c3.port, 100)] {
+        assert!(after[port] > before[port] + least, "{before:?} {after:?}");
+    }
+    let told: u64 = bed.drops()?.iter().filter(|((_, why), _)| why == "fragmentation-needed").map(|(_, n)| n).sum();
+    assert!(told > 0, "nothing was too long: {:?}", bed.drops()?);
     Ok(())
 }
 
