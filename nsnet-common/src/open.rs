@@ -263,6 +263,10 @@ pub(crate) fn find_way(scratch: &mut Scratch, tables: impl Tables) -> Result<Rou
         let uplink = tables.port(hop.uplink).ok_or(DropReason::NoUplink)?;
         hop.source = if datagram.key.is_v4() { IpAddress::v4(uplink.ipv4()) } else { IpAddress(uplink.ipv6()) };
     }
+    if tables.subnet(hop.source).is_some() {
+        // Where the uplink has no address of the family, the kernel would send from a gateway's. Nobody outside knows that.
+        hop.source = IpAddress::UNSPECIFIED;
+    }
     Ok(route)
 }
 

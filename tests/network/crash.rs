@@ -145,7 +145,7 @@ impl Verb<'_> {
 
     /// The calls of a verb that is done.
     fn calls(&self, line: &str) -> Result<Vec<Call>> {
-        let run = self.traced(line, None)?;
+        let run = self.traced(line, &[])?;
         ensure!(run.code == Some(0), "`{line}`: {}", run.stderr);
         Ok(run.calls)
     }
@@ -164,15 +164,15 @@ impl Verb<'_> {
         }
     }
 
-    fn traced(&self, line: &str, fault: Option<(&Call, Fault)>) -> Result<Run> {
+    fn traced(&self, line: &str, faults: &[(&Call, Fault)]) -> Result<Run> {
         let words =
             line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), |name| self.lab.name(name)));
-        tracer::run(&mut self.lab.command(words), fault)
+        tracer::run(&mut self.lab.command(words), faults)
     }
 
     /// Runs a verb with a fault, and tells what came of it.
     fn faulty(&self, line: &str, (call, fault): Point<'_>, tally: &mut Tally) -> Result<Outcome> {
-        let run = self.traced(line, Some((call, fault)))?;
+        let run = self.traced(line, &[(call, fault)])?;
         match (fault, run.code) {
             (Fault::Kill, None) => Ok(Outcome::Killed),
             (Fault::Terminate, None) => Ok(Outcome::Ended),
@@ -190,11 +190,14 @@ impl Verb<'_> {
                 let why = run.stderr.lines().last().unwrap_or_default();
                 ensure!(why.starts_with("nsnet: "), "no reason was given: {:?}", run.stderr);
                 // A socket that fails is closed by the library that reads it, which keeps the reason to itself.
-                let is_named = why.contains(&format!("(os error {})", errno as i32)) || why.contains("netlink socket");
+                let names =
+                    [format!("(os error {})", errno as i32), format!("{errno:?}: "), "netlink socket".to_owned()];
+                let is_named = names.iter().any(|name| why.contains(name));
                 // The loader tries what the kernel can do, and is misled.
                 let is_trial = ["bpf btf load", "bpf program load"].contains(&call.name.as_str());
                 ensure!(is_named || is_trial, "{errno} is not named: {why}");
                 ensure!(!why.contains("taking it back"), "it could not be taken back: {why}");
+                ensure!(!why.contains(".rs") && !why.contains("0x"), "it tells what is nobody's business: {why}");
                 Ok(Outcome::Refused)
             }
             _ => bail!("it ended with {:?}: {}", run.code, run.stderr),

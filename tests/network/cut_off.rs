@@ -13,11 +13,11 @@ use nsnet::kernel::sysctl;
 use nsnet::lab::ping::ping;
 use nsnet::lab::{HOST_IP, Lab, TcpServer, WAN_IP, tcp};
 
-use super::bed::lab;
+use super::bed::{Scratch, lab};
 use super::crash::Verb;
 
-const NETWORK: &str = "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64 --masquerade";
-const ATTACH: &str = "attach v-net-0 @red --ip 192.168.15.1 fd15::1";
+pub(crate) const NETWORK: &str = "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64 --masquerade";
+pub(crate) const ATTACH: &str = "attach v-net-0 @red --ip 192.168.15.1 fd15::1";
 const PUBLISH: &str = "publish add @red 8080:80/tcp 9000-9003:9000-9003/udp";
 const CABLE: &str = "cable add @red @blue --address-a 10.0.0.1/30 --address-b 10.0.0.2/30";
 const RED: [IpAddr; 2] =
@@ -27,7 +27,7 @@ const WAN: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 168, 1, 3)), IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 3))];
 
 /// A host whose uplink has both families, with namespaces red and blue.
-fn host() -> Result<Lab> {
+pub(crate) fn host() -> Result<Lab> {
     let lab = lab()?;
     for (ns, address) in [("host", "fd01::1/64"), ("wan", "fd01::3/64")] {
         let ns = lab.ns(ns)?;
@@ -47,28 +47,33 @@ fn reaches(lab: &Lab, from: &str, to: IpAddr) -> Result<()> {
 }
 
 /// red reaches the host and the outside, and the host red.
-fn red_is_attached(lab: &Lab) -> Result<()> {
+pub(crate) fn red_is_attached(lab: &Lab) -> Result<()> {
     RED.iter().try_for_each(|ip| reaches(lab, "host", *ip))?;
     WAN.iter().try_for_each(|ip| reaches(lab, "red", *ip))
 }
 
-/// Two namespaces that ping each other all the time.
-struct Bystanders {
+/// Somebody who pings all the time, and is not concerned by what happens beside.
+struct Pinging {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<(u32, u32)>>>,
 }
 
-impl Bystanders {
-    fn start(lab: &Lab) -> Result<Self> {
+impl Pinging {
+    fn start(lab: &Lab, from: &str, to: IpAddr) -> Result<Self> {
+        let (stop, ns) = (Arc::<AtomicBool>::default(), lab.ns(from)?);
+        let thread = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || ping_on(&ns, to, &stop)
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Two namespaces beside red.
+    fn beside(lab: &Lab) -> Result<Self> {
         lab.nsnet("ns add @c1 @c2")?;
         lab.nsnet("attach v-net-0 @c1 --ip 192.168.15.101 fd15::101")?;
         lab.nsnet("attach v-net-0 @c2 --ip 192.168.15.102 fd15::102")?;
-        let (stop, ns) = (Arc::<AtomicBool>::default(), lab.ns("c1")?);
-        let thread = thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || ping_on(&ns, Ipv4Addr::new(192, 168, 15, 102).into(), &stop)
-        });
-        Ok(Self { stop, thread: Some(thread) })
+        Self::start(lab, "c1", Ipv4Addr::new(192, 168, 15, 102).into())
     }
 
     /// Ends it; not one may be lost.
@@ -76,13 +81,13 @@ impl Bystanders {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().context("it has ended already")?;
         let (sent, received) = thread.join().map_err(|_panic| anyhow::anyhow!("the pinging thread panicked"))??;
-        println!("bystanders: {sent} pings sent, {received} answered");
-        ensure!(sent == received && sent > 0, "{} of {sent} pings between bystanders were lost", sent - received);
+        println!("beside: {sent} pings sent, {received} answered");
+        ensure!(sent == received && sent > 0, "{} of {sent} pings of bystanders were lost", sent - received);
         Ok(())
     }
 }
 
-impl Drop for Bystanders {
+impl Drop for Pinging {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -125,7 +130,7 @@ fn a_second_network() -> Result<()> {
     let lab = host()?;
     lab.nsnet(NETWORK)?;
     lab.nsnet(ATTACH)?;
-    let bystanders = Bystanders::start(&lab)?;
+    let bystanders = Pinging::beside(&lab)?;
     let works = || reaches(&lab, "host", Ipv4Addr::new(10, 9, 0, 254).into());
     let make = &["network add v-net-1 --subnet 10.9.0.0/24 fd09::/64 --masquerade --snat-ports 20000-20999"];
     Verb { name: "second network", lab: &lab, make, unmake: "network del v-net-1", works: &works, sample: 20 }
@@ -137,7 +142,7 @@ fn a_second_network() -> Result<()> {
 fn attachments() -> Result<()> {
     let lab = host()?;
     lab.nsnet(NETWORK)?;
-    let bystanders = Bystanders::start(&lab)?;
+    let bystanders = Pinging::beside(&lab)?;
     let works = || red_is_attached(&lab);
     let unmake = "detach v-net-0 @red";
     Verb { name: "attach", lab: &lab, make: &[ATTACH], unmake, works: &works, sample: 30 }.try_all()?;
@@ -148,7 +153,7 @@ fn attachments() -> Result<()> {
 fn published_ports() -> Result<()> {
     let lab = host()?;
     [NETWORK, ATTACH].iter().try_for_each(|line| lab.nsnet(line).map(drop))?;
-    let bystanders = Bystanders::start(&lab)?;
+    let bystanders = Pinging::beside(&lab)?;
     let all =
         |v6: bool| SocketAddr::new(if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }, 80);
     let _servers = [false, true].map(|v6| lab.within("red", || TcpServer::banner(all(v6), "red")));
@@ -169,7 +174,7 @@ fn published_ports() -> Result<()> {
 fn routes() -> Result<()> {
     let lab = host()?;
     [NETWORK, ATTACH, "route del @red default"].iter().try_for_each(|line| lab.nsnet(line).map(drop))?;
-    let bystanders = Bystanders::start(&lab)?;
+    let bystanders = Pinging::beside(&lab)?;
     let works = || reaches(&lab, "red", WAN_IP.parse()?);
     let make = &["route add @red 192.168.1.0/24"];
     Verb { name: "route", lab: &lab, make, unmake: "route del @red 192.168.1.0/24", works: &works, sample: 20 }
@@ -189,7 +194,7 @@ fn cables() -> Result<()> {
 fn a_namespace_in_use() -> Result<()> {
     let lab = host()?;
     lab.nsnet(NETWORK)?;
-    let bystanders = Bystanders::start(&lab)?;
+    let bystanders = Pinging::beside(&lab)?;
     lab.nsnet("ns del @red")?;
     let works = || red_is_attached(&lab);
     let make = &["ns add @red", ATTACH, PUBLISH, CABLE];
@@ -203,4 +208,89 @@ fn everything() -> Result<()> {
     let works = || reaches(&lab, "host", RED[0]);
     let make = &["ns add @red @blue", NETWORK, ATTACH, PUBLISH, CABLE];
     Verb { name: "down", lab: &lab, make, unmake: "down", works: &works, sample: 12 }.try_all()
+}
+
+/// What `apply` is given: red with a port of its own, and with `more` a second network, a cable, and another route.
+fn declared(lab: &Lab, more: bool) -> Result<Scratch> {
+    let (red, blue) = (lab.name("red"), lab.name("blue"));
+    let mut text = format!(
+        r#"
+        [[ns]]
+        name = "{red}"
+        [[ns]]
+        name = "{blue}"
+        [[network]]
+        name = "v-net-0"
+        subnet = ["192.168.15.0/24", "fd15::/64"]
+        masquerade = true
+        [[attach]]
+        network = "v-net-0"
+        ns = "{red}"
+        ip = ["192.168.15.1", "fd15::1"]
+        [[publish]]
+        ns = "{red}"
+        port = "8080:80"
+        [[route]]
+        ns = "{red}"
+        dest = "198.51.100.0/24"
+        via = "{}"
+        "#,
+        if more { "192.168.15.254" } else { "192.168.15.253" }
+    );
+    if more {
+        text += &format!(
+            r#"
+            [[network]]
+            name = "v-net-1"
+            subnet = ["10.9.0.0/24"]
+            masquerade = true
+            snat_ports = "12000-12999"
+            [[attach]]
+            network = "v-net-1"
+            ns = "{blue}"
+            ip = ["10.9.0.1"]
+            [[publish]]
+            ns = "{blue}"
+            port = "9000-9003:9000-9003/udp"
+            [[cable]]
+            a = "{red}"
+            b = "{blue}"
+            address_a = "10.0.0.1/30"
+            address_b = "10.0.0.2/30"
+            "#
+        );
+    }
+    let file = Scratch(std::env::temp_dir().join(lab.name(if more { "more.toml" } else { "some.toml" })));
+    std::fs::write(&file.0, text)?;
+    Ok(file)
+}
+
+#[test]
+fn a_declared_host() -> Result<()> {
+    let lab = host()?;
+    lab.nsnet("ns del @red @blue")?;
+    let file = declared(&lab, true)?;
+    let works = || {
+        red_is_attached(&lab)?;
+        reaches(&lab, "host", Ipv4Addr::new(10, 9, 0, 1).into())?;
+        reaches(&lab, "red", Ipv4Addr::new(10, 0, 0, 2).into())
+    };
+    let make = format!("apply -f {}", file.0.display());
+    Verb { name: "apply", lab: &lab, make: &[&make], unmake: "down", works: &works, sample: 10 }.try_all()
+}
+
+#[test]
+fn a_host_that_is_declared_otherwise() -> Result<()> {
+    let lab = host()?;
+    let (some, more) = (declared(&lab, false)?, declared(&lab, true)?);
+    let (make, unmake) = (format!("apply -f {}", more.0.display()), format!("apply -f {}", some.0.display()));
+    lab.nsnet(&unmake)?;
+    let works = || {
+        reaches(&lab, "host", Ipv4Addr::new(10, 9, 0, 1).into())?;
+        reaches(&lab, "red", Ipv4Addr::new(10, 0, 0, 2).into())
+    };
+    let pinging = Pinging::start(&lab, "red", WAN[0])?;
+    Verb { name: "apply otherwise", lab: &lab, make: &[&make], unmake: &unmake, works: &works, sample: 15 }
+        .try_all()?;
+    pinging.finish()
 }

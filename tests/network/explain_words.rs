@@ -80,21 +80,24 @@ fn packets_in_words() -> Result<()> {
     let out = ["port", "guard", "switch", "packet", "conntrack", "lead", "route", "open", "nat", "send"];
 
     let ping = expect(&bed, "--from @red icmp 198.51.100.7", "forwarded", &["uplink"], &out)?;
-    assert_eq!(text(&ping["summary"])?.split(',').next(), Some("icmp 192.168.15.1 > 198.51.100.7"));
-    ensure!(text(&ping["becomes"])?.starts_with("icmp 192.168.1.1 > 198.51.100.7"), "{}", ping["becomes"]);
+    assert_eq!(text(&ping["summary"])?.split(',').next(), Some("192.168.15.1 > 198.51.100.7 icmp 98"));
+    ensure!(text(&ping["becomes"])?.starts_with("192.168.1.1 > 198.51.100.7 icmp 98"), "{}", ping["becomes"]);
     let made = ping["edits"].as_array().context("no edits")?.iter().filter(|edit| edit["table"] == "YOUNG4").count();
     assert_eq!(made, 2, "a flow has two directions: {:#}", ping["edits"]);
     ensure!(by(&ping, "route").1.starts_with("by uplink"), "{:?}", by(&ping, "route"));
 
     let near = ["port", "guard", "switch"];
     let syn = expect(&bed, "--from @red tcp 192.168.15.2:80", "forwarded", &[&blue], &near)?;
-    ensure!(text(&syn["summary"])?.contains("syn"), "{}", syn["summary"]);
+    ensure!(text(&syn["summary"])?.contains("tcp [S]"), "{}", syn["summary"]);
     ensure!(by(&syn, "switch").1.contains(&bed.at("blue").port), "{:?}", by(&syn, "switch"));
     expect(&bed, "--from @red udp [fd15::2]:53", "forwarded", &[&blue], &near)?;
 
     let question =
         expect(&bed, "--from @red arp 192.168.15.2", "answered", &[&red], &["port", "guard", "switch", "answer"])?;
-    assert_eq!(text(&question["becomes"])?, format!("ARP: 192.168.15.2 is at {}", bed.at("blue").mac));
+    ensure!(
+        text(&question["becomes"])?.ends_with(&format!("192.168.15.2 is at {}", bed.at("blue").mac)),
+        "{question:#}"
+    );
     expect(&bed, "--from @red nd fd15::2", "answered", &[&red], &["port", "guard", "switch", "answer"])?;
     let flood = ["port", "guard", "switch", "answer", "flood"];
     let host = "v-net-0 (the host)";
@@ -212,7 +215,7 @@ fn frames_from_files_and_from_stdin() -> Result<()> {
     std::fs::write(&file.0, pcap(&[&udp(1), &udp(2), &tagged]))?;
     for (frame, port) in [("", 1), ("--frame 2", 2)] {
         let answer = explain(&bed, &format!("--from @red --pcap {} {frame}", path.display()))?;
-        ensure!(text(&answer["summary"])?.contains(&format!(":{port}, ")), "{}", answer["summary"]);
+        ensure!(text(&answer["summary"])?.contains(&format!(":{port} udp ")), "{}", answer["summary"]);
         assert_eq!(answer["verdict"], "forwarded");
     }
     // A tag is taken out of the frame before a program sees it, and BPF_PROG_TEST_RUN cannot say that.

@@ -8,11 +8,17 @@
 //!   packet, dissect  IP packets in plain fields: made, and read again
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
+//!   file         files of plan and apply, on stdin
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
 //!   traffic    TCP, UDP and ICMP in every form          faults     what stands in the way, or changed behind our back
 //!   switching  where frames go, and in which shape      races      many verbs at once, and killed ones
 //!   limits     the longest frame, the most broadcasts   input      what is refused, and how
+//!   crash, cut_off  every system call killed and failed (tracer: who does that)
+//!   undo       undoing that fails, too                  boot       power cuts, full disks, read-only files
+//!   stale      hosts that are gone                      behind     each thing changed behind our back
+//!   churn      nothing grows                            foreign    programs and rules of others
+//!   secure     who may do what
 //!   isolation  what no namespace may do                 addresses  IPAM, MACs, learning and trusted ports
 //!                                                       neighbours ARP and neighbour discovery
 //!   nat_out    source NAT with real traffic             nat_in     published ports, packet by packet
@@ -21,21 +27,43 @@
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
 //!   networks   apart, opened and internal              bench      a very short run of it
 //!   xdp        the accelerator, in every mixture of modes
+//!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
+//!   examples   those that are shipped                   crowd      hundreds at once
+//!
+//!   agent_bed  an agent, and what it answers
+//!   agent      how it lives and dies                    agent_follow   addresses and uplinks that change
+//!   agent_drift  what it repairs, and what it only says  agent_figures  what it counts, and sweeps
 //! ```
 
 mod addresses;
+mod agent;
+mod agent_bed;
+mod agent_drift;
+mod agent_figures;
+mod agent_follow;
 mod bed;
+mod behind;
 mod bench;
+mod boot;
+mod capture;
+mod churn;
 mod crash;
+mod crowd;
 mod ct;
 mod cut_off;
+mod declare;
 mod dissect;
+mod drift;
 mod dump;
 mod end;
+mod examples;
 mod explain;
 mod explain_frames;
 mod explain_words;
 mod faults;
+mod file;
+mod film;
+mod foreign;
 mod fragments;
 mod icmp;
 mod input;
@@ -58,10 +86,13 @@ mod publish_verbs;
 mod races;
 mod reach;
 mod scenarios;
+mod secure;
 mod shot;
 mod sockets;
+mod stale;
 mod switching;
 mod tracer;
 mod traffic;
+mod undo;
 mod world;
 mod xdp;

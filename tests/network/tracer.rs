@@ -35,7 +35,8 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    fn is(&self, other: &Self) -> bool {
+    /// Whether it is the same call of another run.
+    pub(crate) fn is(&self, other: &Self) -> bool {
         (&self.name, &self.path, self.occurrence) == (&other.name, &other.path, other.occurrence)
     }
 }
@@ -61,40 +62,44 @@ pub(crate) struct Run {
     pub(crate) calls: Vec<Call>,
     /// Whether it came to the call with the fault.
     pub(crate) was_hit: bool,
+    /// When it exited by itself: how many files it had open, and its largest size in memory in kB.
+    pub(crate) at_exit: Option<(usize, u64)>,
 }
 
-/// Runs `command`, with a fault at one call of an earlier run.
-pub(crate) fn run(command: &mut Command, fault: Option<(&Call, Fault)>) -> Result<Run> {
+/// Runs `command`, with faults at calls of earlier runs.
+pub(crate) fn run(command: &mut Command, faults: &[(&Call, Fault)]) -> Result<Run> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: between fork and exec only system calls are made: PTRACE_TRACEME and setpgid, which allocate nothing.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
     let mut child = command.process_group(0).spawn().with_context(|| format!("run {command:?}"))?;
     let mut tracer = Tracer {
         main: Pid::from_raw(child.id() as i32),
-        fault,
+        faults,
         calls: Vec::new(),
         known: BTreeSet::new(),
         failing: BTreeMap::new(),
         opening: BTreeMap::new(),
         families: BTreeMap::new(),
         was_hit: false,
+        at_exit: None,
     };
     let code = tracer.follow()?;
-    let (_stdout, stderr) = outputs(&mut child)?;
-    Ok(Run { code, stderr, calls: tracer.calls, was_hit: tracer.was_hit })
+    let stderr = outputs(&mut child)?;
+    Ok(Run { code, stderr, calls: tracer.calls, was_hit: tracer.was_hit, at_exit: tracer.at_exit })
 }
 
-fn outputs(child: &mut Child) -> Result<(String, String)> {
+/// What it said. (Its answer is read, too: it must not wait for somebody to do so.)
+fn outputs(child: &mut Child) -> Result<String> {
     let (mut stdout, mut stderr) = (String::new(), String::new());
     child.stdout.take().context("no stdout")?.read_to_string(&mut stdout)?;
     child.stderr.take().context("no stderr")?.read_to_string(&mut stderr)?;
-    Ok((stdout, stderr))
+    Ok(stderr)
 }
 
 #[derive(Debug)]
 struct Tracer<'a> {
     main: Pid,
-    fault: Option<(&'a Call, Fault)>,
+    faults: &'a [(&'a Call, Fault)],
     calls: Vec<Call>,
     /// Threads that have been seen to stop for the first time.
     known: BTreeSet<Pid>,
@@ -104,6 +109,7 @@ struct Tracer<'a> {
     opening: BTreeMap<Pid, u64>,
     families: BTreeMap<u64, u64>,
     was_hit: bool,
+    at_exit: Option<(usize, u64)>,
 }
 
 impl Tracer<'_> {
@@ -124,7 +130,12 @@ impl Tracer<'_> {
                     self.at_syscall(pid)?;
                     go_on(pid, None)?;
                 }
-                WaitStatus::PtraceEvent(pid, ..) => go_on(pid, None)?,
+                WaitStatus::PtraceEvent(pid, _, event) => {
+                    if pid == self.main && event == libc::PTRACE_EVENT_EXIT {
+                        self.at_exit = look_at(pid);
+                    }
+                    go_on(pid, None)?;
+                }
                 // A new thread begins so.
                 WaitStatus::Stopped(pid, Signal::SIGSTOP) if self.known.insert(pid) => go_on(pid, None)?,
                 WaitStatus::Stopped(pid, signal) => go_on(pid, Some(signal))?,
@@ -151,14 +162,14 @@ impl Tracer<'_> {
             let Some(mut call) = self.describe(pid, entry.nr as i64, &entry.args) else { return Ok(()) };
             let is_same = |before: &&Call| (&before.name, &before.path) == (&call.name, &call.path);
             call.occurrence = self.calls.iter().filter(is_same).count();
-            if let Some((_call, fault)) = self.fault.filter(|(at, _fault)| at.is(&call)) {
+            if let Some((_call, fault)) = self.faults.iter().find(|(at, _fault)| at.is(&call)) {
                 self.was_hit = true;
                 match fault {
                     Fault::Kill => kill(self.main, Signal::SIGKILL)?,
                     Fault::Terminate => kill(self.main, Signal::SIGTERM)?,
                     Fault::Fail(errno) => {
                         registers::skip_call(pid)?;
-                        self.failing.insert(pid, errno);
+                        self.failing.insert(pid, *errno);
                     }
                 }
             }
@@ -197,6 +208,14 @@ fn go_on(pid: Pid, signal: Option<Signal>) -> Result<()> {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => bail!("let {pid} go on: {errno}"),
     }
+}
+
+/// Files that it has open, and the most memory that it had (VmHWM, in kB).
+fn look_at(pid: Pid) -> Option<(usize, u64)> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some((files, peak.trim().trim_end_matches(" kB").parse().ok()?))
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -187,7 +187,7 @@ impl Machine {
 
     /// A map that is not among those that are filled and compared.
     pub(crate) fn take_map(&mut self, name: &str) -> Result<Map> {
-        self.ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+        self.ebpf.take_map(names::in_object(name)).with_context(|| format!("the object has no map {name}"))
     }
 
     /// The index of the interface at which [`Machine::run`] has a frame of this port come in.

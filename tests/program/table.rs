@@ -3,35 +3,16 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
+pub(crate) use nsnet::kernel::explain::action;
 use nsnet_common::cases::check::{NOON, State};
 use nsnet_common::cases::sequence::{Sequence, grow_old};
 use nsnet_common::cases::{Case, all, sequences};
 use nsnet_common::layout::{ForeignKey, MAX_STATIONS, PortId, whole_seconds};
-use nsnet_common::verdict::{Outcome, Verdict};
 use nsnet_common::wire::Mac;
 use nsnet_tests::scratch::in_new_namespace;
 
 use crate::clock::{LATE, in_time, monotonic, steady};
 use crate::machine::{Machine, Ran, is_taken};
-
-/// `TC_ACT_SHOT`, `TC_ACT_REDIRECT` (`linux/pkt_cls.h`).
-const SHOT: u32 = 2;
-const REDIRECT: u32 = 7;
-/// `TC_ACT_UNSPEC`, -1.
-const UNSPEC: u32 = u32::MAX;
-
-/// The TC action that an outcome becomes.
-pub(crate) fn action(outcome: Outcome) -> u32 {
-    match outcome {
-        // A flooded frame is ended by a redirect to nowhere: to the sender at egress it is no failure.
-        Ok(Verdict::Deliver(_) | Verdict::Flooded | Verdict::Again) => REDIRECT,
-        Ok(Verdict::Pass) => UNSPEC,
-        Ok(
-            Verdict::Route | Verdict::Relate | Verdict::Open | Verdict::Fragment | Verdict::Cut | Verdict::Refuse(_),
-        )
-        | Err(_) => SHOT,
-    }
-}
 
 #[test]
 fn every_case() -> Result<()> {

@@ -84,6 +84,10 @@ pub(crate) fn test_tools() -> Result<()> {
     if shell::find("iptables").is_none() {
         debian::install(&["iptables"])?;
     }
+    // What the tests of captures read them by.
+    if shell::find("tshark").is_none() {
+        debian::install(&["tshark"])?;
+    }
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! Where the host's routes lead, and what is refused on the way: each reason once.
 
+use crate::memory::MemoryTables;
 use crate::verdict::DropReason;
+use crate::wire::IpAddress;
 
 use super::flows::holds;
 use super::frame::{Frame, v4, v6};
@@ -68,11 +70,22 @@ fn no_way() -> Vec<Sequence> {
                     .step(talk.sends(l4).dropped(reason).then(holds(0, 0, 0))),
             );
         }
+        // The kernel's choice when the uplink has no address: the gateway's, in a network.
+        let within = move |tables: &mut MemoryTables| {
+            let (ip, bits) = if is_v4 { (IpAddress::v4(UPLINK.ipv4), 32) } else { (IpAddress(UPLINK.ipv6), 128) };
+            tables.subnets.push((ip, bits, HOST_2.network));
+        };
+        let (reason, kind) = (DropReason::NoRoute, if is_v4 { [3, 0] } else { [1, 0] });
+        all.push(
+            Sequence::new(format!("{family}, the way has no address but a network's"))
+                .with(within)
+                .step(talk.sends(L4::Udp).told(reason, &HOST, kind, 0).then(holds(0, 0, 0))),
+        );
         let masqueraded_as = Talk { outer: (v4("203.0.113.200"), v6("2001:db8:b::200")), ..talk };
         let fixed = Sequence::new(format!("{family}, the policy's own source")).with(|tables| {
             tables.policies.values_mut().for_each(|policy| {
-                policy.source_v4 = crate::wire::IpAddress::v4(v4("203.0.113.200"));
-                policy.source_v6 = crate::wire::IpAddress(v6("2001:db8:b::200"));
+                policy.source_v4 = IpAddress::v4(v4("203.0.113.200"));
+                policy.source_v6 = IpAddress(v6("2001:db8:b::200"));
             });
         });
         all.push(fixed.step(masqueraded_as.out(L4::Udp)).step(masqueraded_as.back(L4::Udp)));

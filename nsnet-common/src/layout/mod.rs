@@ -151,8 +151,10 @@ pub mod names {
     pub const DROPS: &str = "DROPS";
     /// Per-CPU array of [`LastDrop`](super::LastDrop) by the reason's code.
     pub const LAST_DROPS: &str = "LAST_DROPS";
-    /// Global that user space writes: [`Capture`](super::Capture). In the object it is a section, and so a map of one entry.
-    pub const CAPTURE: &str = ".data.capture";
+    /// Global that user space writes, and so an array of one [`Capture`](super::Capture).
+    pub const CAPTURE: &str = "CAPTURE";
+    /// The section of [`CAPTURE`], after which the map is named in the object. (A bpffs takes no dots.)
+    pub const CAPTURE_SECTION: &str = ".data.capture";
     /// Hash of u32 to a ring buffer of [`Event`](super::Event)s: that of the capture that is on, at 0.
     pub const RINGS: &str = "RINGS";
     /// Per-CPU array of one [`Capturing`](super::Capturing).
@@ -234,9 +236,9 @@ pub mod names {
         ACCELERATED,
     ];
 
-    /// The name of a map's pin: a bpffs takes no dots.
-    pub fn pin(map: &str) -> &str {
-        map.trim_start_matches(".data.")
+    /// What one of [`MAPS`] is called in the object.
+    pub fn in_object(map: &str) -> &str {
+        if map == CAPTURE { CAPTURE_SECTION } else { map }
     }
 
     /// Global of the programs: whether `bpf_redirect_peer` may be used (u8, 0 or 1).

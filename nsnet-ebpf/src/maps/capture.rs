@@ -18,7 +18,7 @@ use super::{CAPTURING, RINGS, tag_of};
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.capture")]
 static CAPTURE: Shared = Shared(UnsafeCell::new(Capture::OFF));
-const _: () = assert!(matches!(names::CAPTURE.as_bytes(), b".data.capture"));
+const _: () = assert!(matches!(names::CAPTURE_SECTION.as_bytes(), b".data.capture"));
 
 #[repr(transparent)]
 struct Shared(UnsafeCell<Capture>);
@@ -58,6 +58,8 @@ pub(super) fn show(skb: *mut __sk_buff, moment: Moment, port: PortId) {
 ///
 /// A global function, which the verifier walks through once, and not once for each place that calls it.
 #[unsafe(no_mangle)]
+#[cold]
+#[unsafe(link_section = ".text")]
 #[inline(never)]
 extern "C" fn tell(skb: *mut __sk_buff, what: u64, egress: u32) -> u64 {
     // SAFETY: takes no pointer.

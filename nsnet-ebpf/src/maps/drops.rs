@@ -31,6 +31,8 @@ pub(super) fn count(skb: *mut __sk_buff, port: PortId, reason: DropReason, lengt
 ///
 /// A global function, which the verifier walks through once, and not once for each place that calls it.
 #[unsafe(no_mangle)]
+#[cold]
+#[unsafe(link_section = ".text")]
 #[inline(never)]
 extern "C" fn keep_dropped(skb: *mut __sk_buff, port: u64, reason: u64, length: u64) -> u64 {
     let (port, reason) = (PortId(port as u16), reason as u16);

@@ -22,13 +22,16 @@ use crate::model::uplink::Uplink;
 /// replaced, is back in seconds; without our program the host would meanwhile answer for namespaces, with resets.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// Whether gateways answer, by uplink and address; `None` where nobody has asked.
+pub(super) type Gateways = BTreeMap<(String, IpAddr), Option<bool>>;
+
 /// What a look around came to.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
     /// What was changed, a line each.
     pub(super) news: Vec<String>,
-    /// Whether the gateways of default routes answer, by uplink, as far as anybody has asked.
-    pub(super) gateways: BTreeMap<(String, IpAddr), bool>,
+    /// What is known of the gateways of default routes.
+    pub(super) gateways: Gateways,
     /// A verb is under way: nothing but addresses was looked at.
     pub(super) is_busy: bool,
     /// When an uplink's grace is over.
@@ -60,9 +63,10 @@ impl Follower {
         if is_new || (host.dataplane.is_loaded() && is_stale(host, &wanted)?) {
             // Once more, now that nobody else changes anything.
             let edit = |state: &mut State| look_around(host, state, &kept);
-            let change =
-                host.change_if_free(edit, |state, ()| Scope::these(state.uplinks.iter().map(Object::uplink)))?;
+            let look = |state: &State, (): &()| Scope::these(state.uplinks.iter().map(Object::uplink));
+            let change = host.change_if_free(edit, look)?;
             match change {
+                Some(change) if change.steps.is_empty() => {}
                 Some(change) => followed.news.extend(news(&change.old.uplinks, &change.new.uplinks)),
                 None => followed.is_busy = true,
             }
@@ -109,15 +113,14 @@ fn news(before: &[Uplink], after: &[Uplink]) -> Vec<String> {
 }
 
 /// Whether the gateways of default routes by uplinks answer.
-fn gateways(host: &Host, state: &State) -> Result<BTreeMap<(String, IpAddr), bool>> {
-    let mut gateways = BTreeMap::new();
+fn gateways(host: &Host, state: &State) -> Result<Gateways> {
+    let mut gateways = Gateways::new();
     let neighbours = host.netlink.neighbours()?;
     for route in host.netlink.routes()?.iter().filter(|route| route.dest.prefix_len() == 0) {
         let (Some(via), Some(index)) = (route.via, route.index) else { continue };
-        let uplink = state.uplinks.iter().find(|uplink| uplink.ifindex == index);
         let neighbour = neighbours.iter().find(|neighbour| (neighbour.index, neighbour.ip) == (index, via));
-        if let (Some(uplink), Some(neighbour)) = (uplink, neighbour) {
-            gateways.insert((uplink.interface.clone(), via), answers(neighbour));
+        if let Some(uplink) = state.uplinks.iter().find(|uplink| uplink.ifindex == index) {
+            gateways.insert((uplink.interface.clone(), via), neighbour.map(answers));
         }
     }
     Ok(gateways)
@@ -141,7 +144,7 @@ pub(super) struct Reason {
 pub(super) fn judge(
     change: &Change,
     members: &HashSet<i32>,
-    gateways: &BTreeMap<(String, IpAddr), bool>,
+    gateways: &Gateways,
 ) -> Option<(&'static str, &'static str, Reason)> {
     let place = match change.netnsid {
         None => "host",
@@ -158,7 +161,7 @@ pub(super) fn judge(
         Subject::Neighbour(neighbour) => {
             let is_news = |neighbour: &Neighbour| {
                 let known = gateways.iter().find(|((_, ip), _)| *ip == neighbour.ip);
-                known.is_some_and(|(_, answered)| *answered != answers(neighbour))
+                known.is_some_and(|(_, answered)| *answered != Some(answers(neighbour)))
             };
             ("neighbour", is_host && neighbour.as_ref().is_some_and(is_news), false)
         }
@@ -176,7 +179,7 @@ mod tests {
 
     #[test]
     fn changes_elsewhere_do_not_matter() {
-        let (members, gateways) = (HashSet::from([7]), BTreeMap::new());
+        let (members, gateways) = (HashSet::from([7]), Gateways::new());
         let reason = |change: &Change| judge(change, &members, &gateways);
         let both = Reason { to_follow: true, to_check: true };
         assert_eq!(reason(&change(Subject::Address, None)), Some(("address", "host", both)));
@@ -193,14 +196,15 @@ mod tests {
             change(Subject::Neighbour(Some(neighbour)), None)
         };
         for (answered, state, matters) in [
-            (true, NeighbourState::Failed, true),
-            (true, NeighbourState::Stale, false),
-            (false, NeighbourState::Reachable, true),
-            (false, NeighbourState::Failed, false),
+            (Some(true), NeighbourState::Failed, true),
+            (Some(true), NeighbourState::Stale, false),
+            (Some(false), NeighbourState::Reachable, true),
+            (Some(false), NeighbourState::Failed, false),
+            (None, NeighbourState::Failed, true),
         ] {
-            let gateways = BTreeMap::from([(("eth0".to_owned(), ip), answered)]);
+            let gateways = Gateways::from([(("eth0".to_owned(), ip), answered)]);
             let (_, _, reason) = judge(&heard(ip, state), &HashSet::new(), &gateways).unwrap();
-            assert_eq!((reason.to_follow, reason.to_check), (matters, false), "{answered} {state:?}");
+            assert_eq!((reason.to_follow, reason.to_check), (matters, false), "{answered:?} {state:?}");
             let (_, _, reason) = judge(&heard([192, 168, 1, 4].into(), state), &HashSet::new(), &gateways).unwrap();
             assert_eq!(reason, Reason::default());
         }

@@ -207,8 +207,8 @@ pub(super) fn of_agent(report: &Report, now: Instant) -> Families {
     families.reals("agent_check_age", "Since the kernel was compared last", Unit::Seconds, {
         report.checked.map(|(at, _)| (vec![], now.duration_since(at).as_secs_f64()))
     });
-    let gateways = report.gateways.iter().map(|((uplink, ip), answers)| {
-        (vec![("uplink", uplink.clone()), ("gateway", ip.to_string())], u64::from(*answers))
+    let gateways = report.gateways.iter().filter_map(|((uplink, ip), answers)| {
+        Some((vec![("uplink", uplink.clone()), ("gateway", ip.to_string())], u64::from((*answers)?)))
     });
     families.gauge("gateway_answers", "Whether a default route's gateway answers, as far as known", None, gateways);
     if let Some(tally) = &report.tally {
@@ -240,7 +240,7 @@ pub(super) fn of_agent(report: &Report, now: Instant) -> Families {
     families.counter("agent_errors", "How often it failed", None, of_runs(|runs| runs.failed));
     let seconds = runs.map(|(labels, runs)| (labels, runs.took.as_secs_f64()));
     families.real_counter("agent_run", "How long it took", Unit::Seconds, seconds);
-    let ended = counts.ended.iter().map(|(table, count)| (vec![("table", (*table).to_owned())], *count));
+    let ended = counts.ended.iter().map(|(table, count)| (vec![("table", table.to_ascii_lowercase())], *count));
     families.counter("agent_swept", "Dead entries ended", None, ended);
     let began = report.began.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     families.reals("agent_start_time", "When the agent began, Unix time", Unit::Seconds, [(vec![], began)]);

@@ -99,6 +99,11 @@ pub fn run(host: Host, options: &Options, started: impl FnOnce(&Place) -> Result
     })
 }
 
+/// Removes what an agent of the host has left behind that was killed.
+pub fn clear_away(host: &Host) -> Result<()> {
+    serve::clear_away(&host.key).map(drop)
+}
+
 /// The loop.
 struct Agent {
     options: Options,
@@ -205,10 +210,10 @@ impl Agent {
 
     /// Takes note of what came of a task.
     fn finish(&mut self, outcome: Outcome) {
-        let Outcome { task, took, done } = outcome;
+        let Outcome { task, took, cost, done } = outcome;
         let now = Instant::now();
         self.at_work = None;
-        self.pace(task).end(now, took);
+        self.pace(task).end(now, cost);
         let report = Arc::clone(&self.report);
         let mut report = locked(&report);
         let before = report.reasons(now);
@@ -225,10 +230,15 @@ impl Agent {
                     self.follow.ask(now, delay + DEBOUNCE);
                 }
                 for ((uplink, gateway), answers) in &followed.gateways {
-                    let known = report.gateways.get(&(uplink.clone(), *gateway));
-                    if known.is_some_and(|known| known != answers) || (known.is_none() && !answers) {
-                        let how = if *answers { "answers again" } else { "does not answer" };
-                        self.say(&format!("gateway {gateway} behind {uplink} {how}"));
+                    let known = report.gateways.get(&(uplink.clone(), *gateway)).copied().flatten();
+                    match (known, answers) {
+                        (Some(true) | None, Some(false)) => {
+                            self.say(&format!("gateway {gateway} behind {uplink} does not answer"));
+                        }
+                        (Some(false), Some(true)) => {
+                            self.say(&format!("gateway {gateway} behind {uplink} answers again"));
+                        }
+                        _ => {}
                     }
                 }
                 report.gateways = followed.gateways;
@@ -237,15 +247,16 @@ impl Agent {
                 self.members = checked.members;
                 report.counts.repaired += checked.repaired.len() as u64;
                 report.counts.not_repaired += checked.failed.len() as u64;
-                checked.repaired.iter().for_each(|what| self.say(&format!("repaired: {what}")));
+                checked.repaired.iter().for_each(|what| self.say(&format!("repaired {what}")));
                 if let Some(delay) = checked.again {
-                    self.check.ask(now, delay + DEBOUNCE);
+                    self.check.ask(now, delay + BUSY);
                 }
-                checked.failed.iter().for_each(|what| self.say(&format!("cannot repair: {what}")));
+                checked.failed.iter().for_each(|what| self.say(&format!("cannot repair {what}")));
                 if checked.is_busy {
                     report.counts.busy += 1;
                     self.check.ask(now, BUSY);
-                } else {
+                }
+                if checked.is_known {
                     report.checked = Some((now, took));
                     report.drift = checked.drift;
                 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How much longer a thing rests than it took: it takes a tenth of the time at most, however many reasons there are.
+/// How much longer a thing rests than it kept a processor busy: that is a tenth of the time at most, however many reasons
+/// there are.
 const REST: u32 = 9;
 
 /// When one thing is due.
@@ -31,8 +32,8 @@ impl Pace {
     }
 
     /// It has ended.
-    pub(super) fn end(&mut self, now: Instant, took: Duration) {
-        self.rests_until = now + took * REST;
+    pub(super) fn end(&mut self, now: Instant, cost: Duration) {
+        self.rests_until = now + cost * REST;
         self.due = self.due.max(self.rests_until);
     }
 

@@ -14,7 +14,7 @@ use super::work::members;
 use crate::kernel::host::Host;
 use crate::kernel::mounts::is_bpffs;
 use crate::kernel::observe::{self, Scope};
-use crate::kernel::store::{BPFFS, Store};
+use crate::kernel::store::BPFFS;
 use crate::model::drift::{Drift, Object};
 use crate::model::name::Name;
 
@@ -44,8 +44,10 @@ pub(super) struct Checked {
     pub(super) failed: Vec<String>,
     /// The numbers of the members' namespaces.
     pub(super) members: HashSet<i32>,
-    /// A verb is under way, or was meanwhile: nothing is known.
+    /// A verb is under way, or was meanwhile: what it changes is not known, or nothing could be changed.
     pub(super) is_busy: bool,
+    /// Whether what differs is known.
+    pub(super) is_known: bool,
     /// When something may be repaired again.
     pub(super) again: Option<Duration>,
 }
@@ -85,44 +87,49 @@ impl Checker {
         // An object that has stayed as it should be for long is not in dispute any more.
         self.tries.retain(|_, tried| tried.last.elapsed() < 2 * LONGEST_PAUSE);
         if self.on_drift == OnDrift::Repair {
-            let (due, resting): (Vec<Object>, Vec<Object>) = ours(&drift)
-                .into_iter()
-                .partition(|object| self.tries.get(object).is_none_or(|it| it.rest().is_zero()));
-            checked.again = resting.iter().filter_map(|object| self.tries.get(object)).map(Try::rest).min();
+            let due: Vec<Object> = ours(&drift).into_iter().filter(|object| self.rest(object).is_zero()).collect();
             for objects in due.chunks(AT_A_TIME) {
                 if !self.repair(host, objects, &mut checked)? {
-                    return Ok(Checked { is_busy: true, ..checked });
+                    checked.is_busy = true;
+                    break;
                 }
             }
-            if !due.is_empty() {
+            if !checked.repaired.is_empty() {
                 let Some(left) = self.compare(host, &mut checked)? else {
                     return Ok(Checked { is_busy: true, ..checked });
                 };
                 drift = left;
             }
+            checked.again = ours(&drift).iter().map(|object| self.rest(object)).min();
         }
         checked.drift.extend(drift.iter().flat_map(lines));
+        let is_left = |line: &mut String| checked.drift.contains(line);
+        checked.failed.extend(checked.repaired.extract_if(.., is_left));
+        checked.is_known = true;
         Ok(checked)
+    }
+
+    /// How long an object is still to be left alone.
+    fn rest(&self, object: &Object) -> Duration {
+        self.tries.get(object).map_or(Duration::ZERO, Try::rest)
     }
 
     /// What differs; `None` while a verb is under way.
     fn compare(&self, host: &Host, checked: &mut Checked) -> Result<Option<Vec<Drift>>> {
         let before = host.record()?;
-        if !before.under_way.is_empty() {
-            match (Store::locked_if_free(&host.key)?, self.on_drift) {
-                (None, _) => return Ok(None),
-                (Some(_held), OnDrift::Report) => {
-                    checked.drift.push("a verb was cut off; the next one takes back what it did".to_owned());
+        let is_half = !before.under_way.is_empty();
+        match host.disorder()? {
+            // Whoever is at it has the lock, or has come to its end meanwhile.
+            None if is_half => return Ok(None),
+            None => {}
+            Some(_) if is_half && self.on_drift == OnDrift::Repair => {
+                // Any change takes back what a verb did that was cut off.
+                if host.change_if_free(|_state| Ok(()), |_state, ()| Scope::Nothing)?.is_some() {
+                    checked.repaired.push("what a verb did that was cut off: it is taken back".to_owned());
                 }
-                (Some(held), OnDrift::Repair) => {
-                    drop(held);
-                    // Any change takes it back.
-                    if host.change_if_free(|_state| Ok(()), |_state, ()| Scope::Nothing)?.is_some() {
-                        checked.repaired.push("a verb that was cut off: what it did is taken back".to_owned());
-                    }
-                    return Ok(None);
-                }
+                return Ok(None);
             }
+            Some(disorder) => checked.drift.push(format!("state: {disorder}")),
         }
         let drift = observe::drift(host, &before.state, &Scope::Everything)?;
         Ok((host.record()? == before).then_some(drift))
@@ -167,16 +174,12 @@ fn ours(drift: &[Drift]) -> Vec<Object> {
     // A mount of ours might be seen by nobody else: systemd gives services mount namespaces of their own.
     let can_load = || is_bpffs(Path::new(BPFFS)).unwrap_or(false);
     let is_ours = |object: &&Object| match object {
-        Object::Namespace(_) | Object::OfHost(_) => false,
+        // Uplinks and the host's addresses are the follower's, who does not only repair them.
+        Object::Namespace(_) | Object::OfHost(_) | Object::Uplink(_) | Object::Locals => false,
         Object::Dataplane => can_load(),
         Object::Attachment { ns, .. } | Object::Route { ns, .. } | Object::Publish { ns, .. } => !gone.contains(ns),
         Object::Cable { a, b } => !gone.contains(a) && !gone.contains(b),
-        Object::Uplink(_)
-        | Object::Pools
-        | Object::ReservedPorts
-        | Object::Locals
-        | Object::Network(_)
-        | Object::Stray(_) => true,
+        Object::Pools | Object::ReservedPorts | Object::Network(_) | Object::Stray(_) => true,
     };
     objects().filter(is_ours).cloned().collect()
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::follow::Gateways;
 use crate::kernel::sweep::Tally;
 
 /// What the agent does.
@@ -86,8 +86,8 @@ pub(super) struct Report {
     pub(super) drift: Vec<String>,
     /// What each task failed with, when it was done last.
     pub(super) errors: BTreeMap<Task, String>,
-    /// Whether the gateways of default routes answer, by uplink.
-    pub(super) gateways: BTreeMap<(String, IpAddr), bool>,
+    /// What is known of the gateways of default routes.
+    pub(super) gateways: Gateways,
     /// What the last whole sweep has found.
     pub(super) tally: Option<Tally>,
     /// What was counted.
@@ -104,7 +104,7 @@ impl Report {
             checked: None,
             drift: Vec::new(),
             errors: BTreeMap::new(),
-            gateways: BTreeMap::new(),
+            gateways: Gateways::new(),
             tally: None,
             counts: Counts::default(),
         }

@@ -26,7 +26,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task;
 use tokio::time::Instant;
 
@@ -35,7 +35,7 @@ use super::metrics::{self, Source};
 use super::report::{Report, Task};
 use crate::kernel::store::{RUN, Store};
 
-/// Connections at a time; others wait.
+/// Connections at a time, to each socket; others wait.
 const CONNECTIONS: usize = 16;
 /// How long a request may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,19 +55,11 @@ impl Door {
     pub(super) fn open(host: &str, listen: Option<SocketAddr>) -> Result<Self> {
         // Against another agent that begins at this moment.
         let _held = Store::locked(host, |_waits| ())?;
-        let path = Path::new(RUN).join(format!("{host}.agent.sock"));
-        match UnixStream::connect(&path) {
-            Ok(other) => {
-                let owner = getsockopt(&other, sockopt::PeerCredentials);
-                let owner = owner.map_or_else(|_| "unknown".to_owned(), |owner| owner.pid().to_string());
-                bail!("cannot start the agent: this host has one already (process {owner}); stop that first");
-            }
-            // Left behind by one that was killed.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => bail!("cannot find out whether an agent runs at {}: {error}", path.display()),
+        let path = path_of(host);
+        if let Some(other) = clear_away(host)? {
+            let owner = getsockopt(&other, sockopt::PeerCredentials);
+            let owner = owner.map_or_else(|_| "unknown".to_owned(), |owner| owner.pid().to_string());
+            bail!("cannot start the agent: this host has one already (process {owner}); stop that first");
         }
         let tcp =
             listen.map(|address| TcpListener::bind(address).with_context(|| format!("cannot listen at {address}")));
@@ -107,6 +99,24 @@ impl Door {
     }
 }
 
+fn path_of(host: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{host}.agent.sock"))
+}
+
+/// Removes what an agent of `host` has left behind that was killed. One that runs is left, and answers.
+pub(super) fn clear_away(host: &str) -> Result<Option<UnixStream>> {
+    let path = path_of(host);
+    match UnixStream::connect(&path) {
+        Ok(running) => Ok(Some(running)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            Ok(None)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => bail!("cannot find out whether an agent runs at {}: {error}", path.display()),
+    }
+}
+
 impl Drop for Door {
     fn drop(&mut self) {
         // What stays is replaced by the next agent.
@@ -119,7 +129,6 @@ impl Drop for Door {
 pub(super) struct Answers {
     report: Arc<Mutex<Report>>,
     source: Source,
-    places: Arc<Semaphore>,
     /// One at a time: what others would read meanwhile is the same.
     scrape: tokio::sync::Mutex<()>,
 }
@@ -131,8 +140,7 @@ pub(super) fn locked(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
 
 impl Answers {
     pub(super) fn new(report: Arc<Mutex<Report>>, source: Source) -> Self {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { report, source, places, scrape: tokio::sync::Mutex::new(()) }
+        Self { report, source, scrape: tokio::sync::Mutex::new(()) }
     }
 
     async fn answer(&self, method: &Method, path: &str) -> Response<String> {
@@ -181,8 +189,8 @@ fn with(mut answer: Response<String>, header: HeaderName, value: &'static str) -
 }
 
 async fn serve_unix(listener: tokio::net::UnixListener, answers: Rc<Answers>) {
-    loop {
-        let Some(place) = answers.place().await else { return };
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
             continue;
@@ -196,8 +204,8 @@ async fn serve_unix(listener: tokio::net::UnixListener, answers: Rc<Answers>) {
 }
 
 async fn serve_tcp(listener: tokio::net::TcpListener, answers: Rc<Answers>) {
-    loop {
-        let Some(place) = answers.place().await else { return };
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => converse(stream, &answers, place),
             Err(_no_descriptor_or_gone) => pause().await,
@@ -210,14 +218,8 @@ async fn pause() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-impl Answers {
-    async fn place(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
-        Arc::clone(&self.places).acquire_owned().await.ok()
-    }
-}
-
 /// Answers what comes by one connection.
-fn converse<S>(stream: S, answers: &Rc<Answers>, place: tokio::sync::OwnedSemaphorePermit)
+fn converse<S>(stream: S, answers: &Rc<Answers>, place: OwnedSemaphorePermit)
 where
     TokioIo<S>: Read + Write + Unpin + 'static,
 {

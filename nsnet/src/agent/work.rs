@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc as to_loop;
 
 use super::follow::{Followed, Follower};
@@ -35,7 +36,10 @@ pub(super) enum Done {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) task: Task,
+    /// From its order to its end.
     pub(super) took: Duration,
+    /// Of that, what it has kept a processor busy.
+    pub(super) cost: Duration,
     pub(super) done: Result<Done>,
 }
 
@@ -55,9 +59,10 @@ impl Worker {
         let work = move || {
             // Until the loop is gone.
             while let Ok(task) = tasks.recv() {
-                let began = Instant::now();
+                let (began, cost) = (Instant::now(), processor_time());
                 let done = hand.work(task);
-                if tell.send(Outcome { task, took: began.elapsed(), done }).is_err() {
+                let cost = processor_time().saturating_sub(cost);
+                if tell.send(Outcome { task, took: began.elapsed(), cost, done }).is_err() {
                     return;
                 }
             }
@@ -75,6 +80,11 @@ impl Worker {
     pub(super) async fn outcome(&mut self) -> Result<Outcome> {
         self.outcomes.recv().await.context("the thread that works on the kernel has ended")
     }
+}
+
+/// What this process has kept a processor busy; namespaces are looked into by threads of their own.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 struct Hand {

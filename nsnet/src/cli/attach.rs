@@ -8,6 +8,7 @@ use super::Answer;
 use super::output::{self, Format, Table};
 use crate::kernel::host::Host;
 use crate::kernel::netlink::Netlink;
+use crate::kernel::netns::NetNs;
 use crate::kernel::observe::Scope;
 use crate::model::drift::Object;
 use crate::model::edit::default_route;
@@ -40,7 +41,10 @@ pub(super) fn objects<'a>(state: &'a State, port: &'a Attachment) -> impl Iterat
 
 /// Gives a namespace default routes where its network has a way out, and somebody else has not given it one before.
 pub(super) fn give_default_routes(host: &Host, state: &mut State, port: &Attachment) -> anyhow::Result<()> {
-    let Ok(ns) = host.member(port.ns.as_str()) else { return Ok(()) };
+    if NetNs::find(port.ns.as_str())?.is_none() {
+        return Ok(());
+    }
+    let ns = host.member(port.ns.as_str())?;
     let routes = Netlink::inside(&ns)?.routes()?;
     state.add_default_routes(port, |v4| routes.iter().any(|route| route.dest == default_route(v4)));
     Ok(())

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, apply};
+use crate::agent;
 use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::model::diff::diff;
@@ -70,5 +71,7 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
 
 pub(super) fn down(host: &Host) -> Answer {
     with_progress("taking everything down", || host.down())?;
+    // The next agent replaces what stays of one that is gone.
+    agent::clear_away(host).unwrap_or_else(|error| output::note(&format!("{error:#}")));
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapError, MapType};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_DEVMAP;
+use nix::errno::Errno;
 
 use super::dataplane::{self, refused};
 use super::error::{Doing as _, KernelError, Result};
@@ -82,7 +83,11 @@ pub(crate) fn sweep() -> Result<Vec<String>> {
 fn is_gone(host: &str) -> Result<bool> {
     let path = path_of(host);
     let what = || format!("read the mark {}", path.display());
-    let data = MapData::from_pin(&path).map_err(|error| refused(what(), error))?;
+    let data = match MapData::from_pin(&path).map_err(|error| refused(what(), error)) {
+        // Its host has taken it away meanwhile.
+        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(false),
+        data => data?,
+    };
     let kind = data.info().and_then(|info| info.map_type()).map_err(|error| refused(what(), error))?;
     if kind != MapType::DevMap {
         return Err(KernelError::refused(what(), "it is none of ours").with_remedy("delete it"));

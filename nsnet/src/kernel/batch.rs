@@ -3,6 +3,7 @@
 //! aya reads a map by its keys: two calls for an entry, and back to the start when the last key has gone meanwhile. A
 //! million flows that come and go need neither: a bucket is read once, under its lock.
 
+use std::borrow::Borrow;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::maps::{MapData, MapType};
@@ -41,10 +42,23 @@ pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
 ) -> std::result::Result<(), E> {
     let mut reader = Reader::of::<K, V>(map, name)?;
     loop {
-        let is_more = reader.read_on(map).doing(|| format!("read map {name}"))?;
+        let is_more = reader.read_on().doing(|| format!("read map {name}"))?;
         for (key, value) in reader.entries() {
             each(key, value)?;
         }
+        if !is_more {
+            return Ok(());
+        }
+    }
+}
+
+/// Calls `each` with every entry of a map, of whatever kind, as bytes: its key, and its value, or those of all CPUs one behind
+/// the other.
+pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+    let mut reader = Reader::new(map, name)?;
+    loop {
+        let is_more = reader.read_on().doing(|| format!("read map {name}"))?;
+        reader.raw().for_each(|(key, value)| each(key, value));
         if !is_more {
             return Ok(());
         }
@@ -57,7 +71,7 @@ pub(super) fn count(map: &MapData, name: &str) -> Result<Option<(u64, u64)>> {
     let mut reader = Reader::new(map, name)?;
     let mut entries = 0;
     loop {
-        let is_more = match reader.read_on(map) {
+        let is_more = match reader.read_on() {
             // ENOTSUPP, which is the kernel's own and unknown to libc, or what older ones say.
             Err(Errno::UnknownErrno | Errno::EINVAL) if entries == 0 => return Ok(None),
             outcome => outcome.doing(|| format!("read map {name}"))?,
@@ -70,9 +84,10 @@ pub(super) fn count(map: &MapData, name: &str) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// Reads a map on from where it stopped.
+/// Reads a map on from where it stopped. It has the map, whose entries are as large as its room for them.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct Reader<M> {
+    map: M,
     key_size: usize,
     value_size: usize,
     keys: Vec<u8>,
@@ -85,11 +100,12 @@ pub(super) struct Reader {
     is_under_way: bool,
 }
 
-impl Reader {
+impl<M: Borrow<MapData>> Reader<M> {
     /// At the start of a map, whatever it holds.
-    pub(super) fn new(map: &MapData, name: &str) -> Result<Self> {
-        let info = map.info().map_err(|error| refused(format!("look at map {name}"), error))?;
-        let is_per_cpu = matches!(info.map_type(), Ok(MapType::PerCpuHash | MapType::LruPerCpuHash));
+    pub(super) fn new(map: M, name: &str) -> Result<Self> {
+        let info = map.borrow().info().map_err(|error| refused(format!("look at map {name}"), error))?;
+        let is_per_cpu =
+            matches!(info.map_type(), Ok(MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash));
         let cpus = || aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error));
         let (key_size, value) = (info.key_size() as usize, info.value_size() as usize);
         let value_size = if is_per_cpu { value.next_multiple_of(8) * cpus()? } else { value };
@@ -98,11 +114,11 @@ impl Reader {
         let (keys, values) = (vec![0; key_size * entries], vec![0; value_size * entries]);
         let at = vec![0; key_size.max(size_of::<u32>())];
         let capacity = u64::from(info.max_entries());
-        Ok(Self { key_size, value_size, keys, values, filled: 0, capacity, at, is_under_way: false })
+        Ok(Self { map, key_size, value_size, keys, values, filled: 0, capacity, at, is_under_way: false })
     }
 
     /// At the start of a map whose keys are `K` and values `V`.
-    pub(super) fn of<K, V>(map: &MapData, name: &str) -> Result<Self> {
+    pub(super) fn of<K, V>(map: M, name: &str) -> Result<Self> {
         let reader = Self::new(map, name)?;
         if (reader.key_size, reader.value_size) != (size_of::<K>(), size_of::<V>()) {
             return Err(KernelError::refused(
@@ -115,9 +131,9 @@ impl Reader {
 
     /// Reads the next entries, which are in [`Reader::entries`] then. `false` when these were the last: it is at the start
     /// again.
-    pub(super) fn read_on(&mut self, map: &MapData) -> nix::Result<bool> {
+    pub(super) fn read_on(&mut self) -> nix::Result<bool> {
         loop {
-            match self.read(map) {
+            match self.read() {
                 Ok(()) => self.is_under_way = true,
                 Err(Errno::ENOENT) => self.is_under_way = false,
                 // A bucket with more entries than there is room for.
@@ -134,13 +150,17 @@ impl Reader {
 
     /// What was read last.
     pub(super) fn entries<K: FromBytes, V: FromBytes>(&self) -> impl Iterator<Item = (K, V)> {
-        let keys = self.keys.chunks_exact(self.key_size).map(K::read_from_bytes);
-        let values = self.values.chunks_exact(self.value_size).map(V::read_from_bytes);
         // The sizes are those of the types, or there is no entry.
-        keys.zip(values).take(self.filled).filter_map(|(key, value)| Some((key.ok()?, value.ok()?)))
+        self.raw().filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?)))
     }
 
-    fn read(&mut self, map: &MapData) -> nix::Result<()> {
+    /// The same as bytes.
+    fn raw(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let keys = self.keys.chunks_exact(self.key_size);
+        keys.zip(self.values.chunks_exact(self.value_size)).take(self.filled)
+    }
+
+    fn read(&mut self) -> nix::Result<()> {
         const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
         let mut next = vec![0u8; self.at.len()];
         let mut request = Request {
@@ -149,13 +169,13 @@ impl Reader {
             keys: self.keys.as_mut_ptr() as u64,
             values: self.values.as_mut_ptr() as u64,
             count: (self.keys.len() / self.key_size) as u32,
-            map_fd: map.fd().as_fd().as_raw_fd() as u32,
+            map_fd: self.map.borrow().fd().as_fd().as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
         self.filled = 0;
         // SAFETY: the request is as the kernel defines it. It points to `count` keys and values, which are as large as
-        // the map's ([`Reader::new`] has asked), and to two places, which are as large as the kernel's; all outlive the
+        // the map's, which is the one that new() has asked, and to two places, which are as large as the kernel's; all outlive the
         // call.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut request, size_of::<Request>() as libc::c_ulong)

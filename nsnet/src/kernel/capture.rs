@@ -6,6 +6,7 @@
 //!   CAPTURING   each CPU's numbers, and what was lost
 //! ```
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -21,11 +22,12 @@ use nix::unistd::Pid;
 use nsnet_common::layout::{CAPTURE_LEASE_NS, Capture, Capturing, Event, names};
 use zerocopy::FromBytes as _;
 
-use super::dataplane::refused;
+use super::dataplane::{Dataplane, refused};
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
 use super::maps::{Maps, get_slot, set_slot};
-use super::store::Store;
+use super::netns::NetNs;
+use super::store::{BPFFS, Store};
 
 /// What is to be captured.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,8 @@ pub struct Request {
 pub struct Session {
     maps: Maps,
     ring: RingBuf<MapData>,
+    // Kept open: what was lost is to be told though the dataplane is gone.
+    capturing: PerCpuArray<MapData, Capturing>,
     keeper: Option<Keeper>,
 }
 
@@ -82,7 +86,7 @@ impl Session {
         maps.rings()?.insert(PLACE, &ring, 0).map_err(|error| refused("enter the ring", error))?;
         let Request { modes, snaplen, .. } = request;
         let capture = Capture { until: 0, modes, snaplen, pid: std::process::id(), pad: 0 };
-        let mut session = Self { maps: host.maps(), ring, keeper: None };
+        let mut session = Self { capturing: maps.capturing()?, maps: host.maps(), ring, keeper: None };
         renew(&mut control, capture)?;
         // What fails from here on ends the session, which takes back what was entered.
         session.keeper = Some(Keeper::spawn(host.maps(), capture)?);
@@ -122,7 +126,7 @@ impl Session {
 
     /// How many events the ring had no room for.
     pub fn lost(&self) -> Result<u64> {
-        let cpus = self.maps.capturing()?.get(&0, 0).map_err(|error| refused("read what was lost", error))?;
+        let cpus = self.capturing.get(&0, 0).map_err(|error| refused("read what was lost", error))?;
         Ok(cpus.iter().map(|cpu| cpu.lost).sum())
     }
 }
@@ -199,6 +203,12 @@ pub fn new_ring(bytes: u32) -> Result<RingBuf<MapData>> {
 fn renew(control: &mut Array<MapData, Capture>, capture: Capture) -> Result<()> {
     let until = monotonic()? + CAPTURE_LEASE_NS;
     set_slot(control, names::CAPTURE, 0, Capture { until, ..capture })
+}
+
+/// Until when the dataplane of this host tells of frames, on the clock of [`monotonic`]; 0 when it does not.
+pub fn lease(host: &NetNs) -> Result<u64> {
+    let maps = Maps::of(&Dataplane::at(Path::new(BPFFS), &format!("{:x}", host.cookie()?)));
+    Ok(get_slot(&maps.capture_map()?, names::CAPTURE, 0)?.until)
 }
 
 /// Whether a process is there. It may be one that we may not send a signal to.

@@ -5,8 +5,9 @@
 //!   programs/<name>  maps/<NAME>  links/<port id>
 //! ```
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,7 +87,7 @@ impl Dataplane {
     /// The pins that are not there, below the host's folder.
     pub fn missing_pins(&self) -> Result<Vec<String>> {
         let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
-        let maps = names::MAPS.iter().map(|name| format!("maps/{}", names::pin(name)));
+        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
         let mut missing = Vec::new();
         for pin in programs.chain(maps) {
             if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
@@ -223,6 +224,10 @@ impl Dataplane {
     /// Takes the program of a port off. (A clsact filter goes with its interface.)
     pub fn detach(&self, port: PortId) -> Result<()> {
         let path = self.link_path(port);
+        // What is not there need not be removed; a file system that is read-only would refuse even that.
+        if !path.try_exists().doing(|| "look for a pinned link")? {
+            return Ok(());
+        }
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
             _ => Ok(()),
@@ -397,7 +402,11 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     for folder in ["programs", "maps", "links"] {
         let folder = root.join(folder);
-        fs::create_dir_all(&folder).doing(|| format!("create {}", folder.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .doing(|| format!("create {}", folder.display()))?;
     }
     for name in names::PROGRAMS {
         let pin = program_in(ebpf, name)?.pin(root.join("programs").join(name));
@@ -406,7 +415,8 @@ fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     xdp::pin(ebpf, root)?;
     for name in names::MAPS {
         let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
-        let pin = ebpf.map(name).ok_or_else(missing)?.pin(root.join("maps").join(names::pin(name)));
+        let map = ebpf.map(names::in_object(name)).ok_or_else(missing)?;
+        let pin = map.pin(root.join("maps").join(name));
         pin.map_err(|error| refused(format!("pin map {name}"), error))?;
     }
     Ok(())

@@ -19,7 +19,7 @@ use super::reserved;
 use super::signals::Uninterrupted;
 use super::sockets;
 use super::steps::{self, Around};
-use super::store::{self, BPFFS, Record, Store};
+use super::store::{BPFFS, Record, Store};
 use super::uplink;
 use crate::model::drift::Drift;
 use crate::model::name::Name;
@@ -112,14 +112,18 @@ impl Host {
 
     /// What the file has to do with the kernel, when it cannot be believed: a verb was cut off, or the file is gone.
     pub fn disorder(&self) -> Result<Option<String>> {
-        let record = self.record()?;
-        if !record.under_way.is_empty() && !store::is_busy(&self.key)? {
-            return Ok(Some(
-                "a verb was cut off: the next one that changes something takes back what it did".to_owned(),
-            ));
+        let is_so = |record: &Record| Ok(!record.under_way.is_empty() || self.is_lost(record)?);
+        if !is_so(&self.record()?)? {
+            return Ok(None);
         }
-        let is_lost = self.is_lost(&record)? && !store::is_busy(&self.key)?;
-        Ok(is_lost.then(|| format!("{}; {}", Self::LOST, Self::REMEDY)))
+        // It looks the same while a verb is under way.
+        let store = Store::shared(&self.key, self.on_note)?;
+        let record = store.load()?;
+        Ok(if !record.under_way.is_empty() {
+            Some("a verb was cut off: the next one that changes something takes back what it did".to_owned())
+        } else {
+            is_so(&record)?.then(|| format!("{}; {}", Self::LOST, Self::REMEDY))
+        })
     }
 
     const LOST: &str = "a dataplane is loaded, and the file that says what for is gone";
@@ -205,13 +209,15 @@ impl Host {
         if !change.new.is_empty() {
             self.mark();
         }
-        if !change.steps.is_empty() {
-            self.replace(store, &change.old, &change.new, &change.steps)?;
+        let outcome = if !change.steps.is_empty() {
+            self.replace(store, &change.old, &change.new, &change.steps)
         } else if change.new != change.old {
-            store.save(&change.new)?;
-        }
-        self.tidy(&change.new);
-        Ok(change)
+            store.save(&change.new)
+        } else {
+            Ok(())
+        };
+        self.tidy(store);
+        outcome.map(|()| change).map_err(Into::into)
     }
 
     /// What such a change would do, with no other under way. Nothing is changed, and only what the edit refuses is
@@ -351,9 +357,9 @@ impl Host {
     }
 
     /// Removes what is of no use any more: of this host, and of hosts that are gone.
-    pub(super) fn tidy(&self, state: &State) {
-        let unmark = || alive::unmark(&self.key);
-        let unmarked = if state.is_empty() { unmark().or_else(|_error| unmark()) } else { Ok(()) };
+    pub(super) fn tidy(&self, store: &Store) {
+        let unmark = || if store.exists()? { Ok(()) } else { alive::unmark(&self.key) };
+        let unmarked = unmark().or_else(|_error| unmark());
         match unmarked.and_then(|()| alive::sweep()) {
             Ok(swept) => {
                 for host in swept {

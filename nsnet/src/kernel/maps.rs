@@ -39,8 +39,7 @@ impl Maps {
 
     /// A map without its types.
     pub(super) fn data(&self, name: &str) -> Result<MapData> {
-        MapData::from_pin(self.folder.join(names::pin(name)))
-            .map_err(|error| refused(format!("open map {name}"), error))
+        MapData::from_pin(self.folder.join(name)).map_err(|error| refused(format!("open map {name}"), error))
     }
 
     pub(super) fn ports(&self) -> Result<Array<MapData, Port>> {

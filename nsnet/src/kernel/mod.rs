@@ -3,7 +3,7 @@
 pub mod address;
 pub mod alive;
 pub mod announce;
-mod batch;
+pub mod batch;
 pub mod capture;
 pub mod cgroup;
 pub mod clsact;

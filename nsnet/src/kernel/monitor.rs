@@ -58,11 +58,15 @@ const LONGEST: usize = 1 << 16;
 pub struct Monitor(Socket);
 
 impl Monitor {
-    /// Listens from now on. Needs CAP_NET_ADMIN and CAP_NET_BROADCAST, here and not later.
+    /// Listens from now on. Needs CAP_NET_ADMIN and, for what is beyond the host's own namespace, CAP_NET_BROADCAST; here and
+    /// not later.
     pub fn open() -> Result<Self> {
         let what = || "listen to changes of interfaces, addresses and routes";
         let mut socket = Socket::new(NETLINK_ROUTE).doing(what)?;
-        socket.set_listen_all_namespaces(true).doing(what)?;
+        match socket.set_listen_all_namespaces(true) {
+            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => {}
+            heard => heard.doing(what)?,
+        }
         socket.set_non_blocking(true).doing(what)?;
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).doing(what)?;
         socket.bind(&SocketAddr::new(0, 0)).doing(what)?;

@@ -11,6 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::{Doing, KernelError, Result};
 use super::lock::{Sharing, in_turn};
+use super::store::check_private;
 
 /// Whether `path` is in a BPF file system; `Ok(false)` too when it does not exist.
 pub fn is_bpffs(path: &Path) -> Result<bool> {
@@ -28,7 +29,7 @@ pub fn is_bpffs(path: &Path) -> Result<bool> {
 /// [`leave_private_mount_namespace`](super::place::leave_private_mount_namespace) first.
 pub fn ensure_bpffs(path: &Path) -> Result<bool> {
     if is_bpffs(path)? {
-        return Ok(false);
+        return check_private(path).map(|()| false);
     }
     let what = || format!("mount a BPF file system at {}", path.display());
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {

@@ -16,7 +16,7 @@ use super::netlink::Netlink;
 use super::netns::NetNs;
 use super::publish::PublishMaps;
 use super::route::Route as KernelRoute;
-use super::steps::{entry, host_entry, overlap, with_prefix};
+use super::steps::{Overlap, entry, host_entry, overlap, with_prefix};
 use super::{policy, reserved, sockets, stages, strays, uplink, xdp};
 use crate::model::drift::{Difference, Drift, Object};
 use crate::model::name::{Name, unused_end};
@@ -72,7 +72,7 @@ pub fn drift(host: &Host, state: &State, scope: &Scope) -> Result<Vec<Drift>> {
         namespaces: RefCell::default(),
         found: Vec::new(),
     };
-    for name in state.namespaces.keys() {
+    for name in state.used_namespaces() {
         look.at(Object::Namespace(name.clone()), |_look| namespace(name))?;
     }
     look.at(Object::Dataplane, |look| look.dataplane(state, &missing))?;
@@ -152,6 +152,8 @@ impl Look<'_> {
         if self.is_whole {
             self.at(Object::Pools, |_look| policy::pool_differences(host, state))?;
             self.at(Object::Locals, |_look| sockets::local_differences(host))?;
+        } else if !state.pools().is_empty() {
+            self.at(Object::Pools, |_look| Ok(vec![lost_with_the_dataplane()]))?;
         }
         Ok(())
     }
@@ -164,9 +166,10 @@ impl Look<'_> {
         let (addresses, routes) = (self.host.netlink.all_addresses()?, self.host.netlink.routes()?);
         for network in state.networks.values() {
             self.at(Object::OfHost(format!("way to network {}", network.name)), |_look| {
-                let other = overlap(network, &addresses, &routes);
-                let extra = |(subnet, other)| Difference::extra(format_args!("overlap of subnet {subnet} and"), other);
-                Ok(other.map(extra).into_iter().collect())
+                let overlap = overlap(network, &addresses, &routes);
+                let what =
+                    |it: Overlap| Difference::extra(format_args!("what overlaps subnet {}:", it.subnet), it.other);
+                Ok(overlap.map(what).into_iter().collect())
             })?;
         }
         Ok(())

@@ -23,7 +23,7 @@ use crate::model::name::Name;
 use crate::model::plan::Step;
 use crate::model::state::Route;
 pub(crate) use interface::with_prefix;
-pub(crate) use network::overlap;
+pub(crate) use network::{Overlap, overlap};
 pub(crate) use port::{entry, host_entry};
 
 /// Whether a step could be done, as far as can be told without changing anything. `around`: what the others do.

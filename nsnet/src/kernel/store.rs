@@ -174,13 +174,6 @@ impl Drop for Store {
     }
 }
 
-/// Whether a verb is under way now on `host`.
-pub fn is_busy(host: &str) -> Result<bool> {
-    let path = lock_path(host);
-    let exists = path.try_exists().doing(|| format!("look for {}", path.display()))?;
-    Ok(exists && Lock::if_free(&path, Sharing::WithReaders)?.is_none())
-}
-
 fn lock_path(host: &str) -> PathBuf {
     Path::new(RUN).join(format!("{host}.lock"))
 }
@@ -212,7 +205,8 @@ pub(crate) fn check_private(path: &Path) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(KernelError::refused(what(), why).with_remedy("see who made it and what is in it, then delete it"))
+    Err(KernelError::refused(what(), why)
+        .with_remedy("see who made it and what is in it; then delete it, or make it root's with mode 0700"))
 }
 
 /// Deletes a file; there need not be one.

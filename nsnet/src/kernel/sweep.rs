@@ -65,7 +65,7 @@ pub struct Fill {
 pub struct Sweep {
     /// The place of the table that is read, in [`MORTAL`] and [`OTHERS`] behind it.
     table: usize,
-    reader: Option<Reader>,
+    reader: Option<Reader<MapData>>,
     tally: Tally,
 }
 
@@ -79,11 +79,10 @@ impl Sweep {
                 let done = std::mem::take(self);
                 return Ok(Some(done.tally));
             };
-            let data = tables.maps.data(name)?;
             if self.table < MORTAL.len() {
-                seen += self.read_piece(&tables, name, &data)?;
+                seen += self.read_piece(&tables, name)?;
             } else {
-                if let Some((entries, capacity)) = batch::count(&data, name)? {
+                if let Some((entries, capacity)) = batch::count(&tables.maps.data(name)?, name)? {
                     self.tally.tables.insert(name, Fill { entries, capacity, ended: 0 });
                     seen += entries as usize;
                 }
@@ -94,10 +93,9 @@ impl Sweep {
     }
 
     /// Reads the next piece of a table whose entries die; how many entries that were.
-    fn read_piece(&mut self, tables: &Tables, name: &'static str, data: &MapData) -> Result<usize> {
-        let tally = &mut self.tally;
-        let mut piece = Piece { name, data, reader: self.reader.take(), seen: 0, capacity: 0, dead: Vec::new() };
-        let now = tables.now;
+    fn read_piece(&mut self, tables: &Tables, name: &'static str) -> Result<usize> {
+        let (maps, now, tally) = (&tables.maps, tables.now, &mut self.tally);
+        let mut piece = Piece { name, maps, reader: self.reader.take(), seen: 0, capacity: 0, dead: Vec::new() };
         let is_more = match name {
             names::FLOWS4 | names::YOUNG4 => {
                 piece.read(|key: FlowKey4, flow: Flow4| flow_at(&key.into(), &flow.into(), now, tally))?
@@ -136,8 +134,8 @@ struct Tables {
 /// Some entries of one table.
 struct Piece<'a> {
     name: &'static str,
-    data: &'a MapData,
-    reader: Option<Reader>,
+    maps: &'a Maps,
+    reader: Option<Reader<MapData>>,
     seen: usize,
     capacity: u64,
     dead: Vec<Named>,
@@ -148,9 +146,9 @@ impl Piece<'_> {
     fn read<K: FromBytes, V: FromBytes>(&mut self, mut judge: impl FnMut(K, V) -> Option<Named>) -> Result<bool> {
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
-            None => Reader::of::<K, V>(self.data, self.name)?,
+            None => Reader::of::<K, V>(self.maps.data(self.name)?, self.name)?,
         };
-        let is_more = reader.read_on(self.data).doing(|| format!("read map {}", self.name))?;
+        let is_more = reader.read_on().doing(|| format!("read map {}", self.name))?;
         for (key, value) in reader.entries() {
             self.seen += 1;
             self.dead.extend(judge(key, value));

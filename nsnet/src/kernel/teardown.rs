@@ -36,7 +36,7 @@ impl Host {
         self.again(|| self.remove_what_is_left(old.is_empty()))?;
         self.again(|| store.save(&State::default()))?;
         self.deleted.take();
-        self.tidy(&State::default());
+        self.tidy(&store);
         Ok(())
     }
 

@@ -22,7 +22,8 @@ pub const MEMBER_INTERFACE: &str = "veth-bridge";
 /// # Errors
 /// When the kernel refuses a step, mostly because a name is taken or it has no bridge.
 pub fn make(host: &NetNs, name: &str, members: &[(&NetNs, IpNet)]) -> Result<()> {
-    bypass_netfilter(host)?;
+    // A cost that the bridge itself does not have: who wants it says so.
+    pass_netfilter(host, false)?;
     let netlink = Netlink::inside(host)?;
     let request = RouteNetlinkMessage::NewLink(LinkBridge::new(name).build());
     netlink.ask(request, NLM_F_CREATE | NLM_F_EXCL, format_args!("create bridge {name}"))?;
@@ -44,14 +45,18 @@ pub fn make(host: &NetNs, name: &str, members: &[(&NetNs, IpNet)]) -> Result<()>
     Ok(())
 }
 
-/// Where br_netfilter is loaded, bridged packets also go through iptables: a cost the bridge itself does not have, and
-/// which no comparison should charge to it.
-fn bypass_netfilter(host: &NetNs) -> Result<()> {
+/// Whether packets go through iptables on bridges, too, as Docker and Kubernetes ask for, and as is the default of a kernel
+/// with br_netfilter. `false` when this one has none, and nothing to choose.
+///
+/// # Errors
+/// When the kernel refuses to set it.
+pub fn pass_netfilter(host: &NetNs, passes: bool) -> Result<bool> {
     host.run(|| {
+        let mut is_there = true;
         for table in ["iptables", "ip6tables", "arptables"] {
-            // Not there when the module is not loaded.
-            sysctl::write(&format!("net/bridge/bridge-nf-call-{table}"), "0")?;
+            let value = if passes { "1" } else { "0" };
+            is_there &= sysctl::write(&format!("net/bridge/bridge-nf-call-{table}"), value)?;
         }
-        Ok(())
+        Ok(is_there)
     })?
 }

@@ -130,10 +130,7 @@ impl State {
             let attachment = self.build_attachment(request, had.as_ref(), &choice).at(wanted, port)?;
             self.attachments.push(attachment);
         }
-        // A place in the list is no difference.
-        let places: HashMap<_, usize> =
-            old.attachments.iter().enumerate().map(|(place, port)| ((&port.network, &port.ns), place)).collect();
-        self.attachments.sort_by_key(|port| places.get(&(&port.network, &port.ns)).copied().unwrap_or(usize::MAX));
+        keep_order(&mut self.attachments, &old.attachments, |port| (port.network.clone(), port.ns.clone()));
         Ok(())
     }
 
@@ -215,6 +212,7 @@ impl State {
         for (publish, request) in new {
             self.add_publish(&request, &ports).at(wanted, publish)?;
         }
+        keep_order(&mut self.publishes, &old.publishes, |publish| (publish.ns.clone(), publish.spec.clone()));
         Ok(())
     }
 
@@ -231,6 +229,12 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Puts what was there in the order in which it was, and the rest behind: a place in a list is no difference.
+fn keep_order<T, K: Eq + Hash>(items: &mut [T], old: &[T], key: impl Fn(&T) -> K) {
+    let places: HashMap<K, usize> = old.iter().enumerate().map(|(place, item)| (key(item), place)).collect();
+    items.sort_by_key(|item| places.get(&key(item)).copied().unwrap_or(usize::MAX));
 }
 
 /// Addresses of an attachment that is there, of families of which none is given: those that the network still has, and

@@ -93,6 +93,7 @@ fn short_hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::random::Random;
 
     #[test]
     fn what_is_a_name() {
@@ -103,6 +104,45 @@ mod tests {
         {
             assert_eq!(bad.parse::<Name>(), Err(NotAName), "{bad:?}");
         }
+    }
+
+    /// The rule once more, said otherwise.
+    fn is_safe(text: &[u8]) -> bool {
+        let Some((first, rest)) = text.split_first() else { return false };
+        let is_letter_or_digit = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9');
+        rest.len() < MAX_LEN
+            && is_letter_or_digit(first)
+            && rest.iter().all(|byte| is_letter_or_digit(byte) || matches!(byte, b'_' | b'.' | b'-'))
+    }
+
+    #[test]
+    fn a_million_random_names() {
+        const LIKELY: &[u8] = b"abzAZ09_.-/\0 \n\\~*$@:\x7f\xc3\xa9";
+        let mut random = Random::new(0x6e61_6d65);
+        let (mut accepted, mut text) = (0, Vec::new());
+        for number in 0..1_000_000 {
+            text.clear();
+            // Of what names are made of, of what they are not, and of anything.
+            let from = match number % 3 {
+                0 => &LIKELY[..9],
+                1 => LIKELY,
+                _ => &[],
+            };
+            for _ in 0..random.below(MAX_LEN + 4) {
+                text.push(from.get(random.below(from.len())).copied().unwrap_or_else(|| random.below(256) as u8));
+            }
+            let Ok(text) = std::str::from_utf8(&text) else { continue };
+            let name = text.parse::<Name>();
+            assert_eq!(name.is_ok(), is_safe(text.as_bytes()), "{text:?}");
+            let Ok(name) = name else { continue };
+            accepted += 1;
+            assert!(!matches!(name.as_str(), "." | ".."));
+            let (inner, outer) = further_interfaces(&name, &name);
+            for interface in [inner_interface(&name), outer_interface(&name), unused_end(&name), inner, outer] {
+                assert!(interface.len() <= MAX_LEN && !interface.contains(['/', '\0', ' ']), "{text:?}: {interface:?}");
+            }
+        }
+        assert!((50_000..500_000).contains(&accepted), "{accepted} were names");
     }
 
     #[test]

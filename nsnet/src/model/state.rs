@@ -1,6 +1,6 @@
 //! The desired state of one host, as it is kept in its file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -251,6 +251,13 @@ impl State {
         self.cables
             .iter()
             .find(|cable| (cable.a.ns == *one && cable.b.ns == *other) || (cable.a.ns == *other && cable.b.ns == *one))
+    }
+
+    /// Every namespace that is known or used.
+    pub fn used_namespaces(&self) -> BTreeSet<&Name> {
+        let ports = self.attachments.iter().map(|port| &port.ns);
+        let ends = self.cables.iter().flat_map(|cable| [&cable.a.ns, &cable.b.ns]);
+        self.namespaces.keys().chain(ports).chain(ends).chain(self.routes.iter().map(|route| &route.ns)).collect()
     }
 
     /// Whether an interface `name` of ours is in `ns` already.

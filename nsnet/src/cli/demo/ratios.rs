@@ -15,13 +15,16 @@ pub(super) const WORKLOADS: [(Workload, &str, &str); 4] = [
     (Workload::Connections, "connections", "connections"),
 ];
 
+/// A variant that the subject is compared with: name, as people call it, and key for programs.
+pub(super) type Peer = (&'static str, &'static str, &'static str);
+
 /// Who is compared with whom.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Against {
     /// The variant that is judged.
     pub(super) subject: &'static str,
-    /// The variants it is compared with: name, as people call it, and key for programs.
-    pub(super) peers: &'static [(&'static str, &'static str, &'static str)],
+    /// The variants it is compared with, as far as they were measured.
+    pub(super) peers: &'static [Peer],
     /// One path measured twice, and whose rate is told.
     pub(super) twice: [&'static str; 2],
 }
@@ -29,6 +32,7 @@ pub(super) struct Against {
 /// The subject's ratios under one workload.
 pub(super) struct Ratios<'a> {
     against: Against,
+    peers: Vec<Peer>,
     comparison: &'a Comparison,
     workload: Workload,
     /// To each peer.
@@ -40,9 +44,11 @@ pub(super) struct Ratios<'a> {
 
 impl<'a> Ratios<'a> {
     pub(super) fn of(comparison: &'a Comparison, workload: Workload, against: Against) -> Result<Self> {
+        let is_measured = |peer: &&Peer| comparison.series(workload, peer.0).is_some();
+        let peers: Vec<Peer> = against.peers.iter().filter(is_measured).copied().collect();
         let to_peers = |measure| {
-            let to = |peer: &(&str, &str, &str)| comparison.ratio(workload, against.subject, peer.0, measure);
-            against.peers.iter().map(to).collect::<Result<Vec<Ratio>>>()
+            let to = |peer: &Peer| comparison.ratio(workload, against.subject, peer.0, measure);
+            peers.iter().map(to).collect::<Result<Vec<Ratio>>>()
         };
         // Of a stream and of connections the sender does only a part of the work.
         let cost = matches!(workload, Workload::UdpSmall | Workload::UdpPolled).then(|| {
@@ -50,18 +56,13 @@ impl<'a> Ratios<'a> {
             instructions.or_else(|_not_counted| to_peers(Measure::Cpu).map(|ratios| ("CPU time", ratios)))
         });
         let [path, again] = against.twice;
-        Ok(Self {
-            against,
-            comparison,
-            workload,
-            rates: to_peers(Measure::Rate)?,
-            noise: comparison.ratio(workload, again, path, Measure::Rate)?,
-            cost: cost.transpose()?,
-        })
+        let (rates, cost) = (to_peers(Measure::Rate)?, cost.transpose()?);
+        let noise = comparison.ratio(workload, again, path, Measure::Rate)?;
+        Ok(Self { against, peers, comparison, workload, rates, noise, cost })
     }
 
     fn to_peers(&self, ratios: &[Ratio]) -> String {
-        let labels = self.against.peers.iter().map(|(_, label, _)| label);
+        let labels = self.peers.iter().map(|(_, label, _)| label);
         let texts: Vec<String> = ratios.iter().zip(labels).map(|(ratio, label)| show(ratio, label)).collect();
         texts.join(", ")
     }
@@ -73,10 +74,10 @@ impl<'a> Ratios<'a> {
             json!({ "median": median, "low": low, "high": high, "blocks": blocks, "differs": ratio.differs(&self.noise) })
         };
         let to_peers = |ratios: &[Ratio]| {
-            let keys = self.against.peers.iter().map(|(_, _, key)| (*key).to_owned());
+            let keys = self.peers.iter().map(|(_, _, key)| (*key).to_owned());
             keys.zip(ratios.iter().map(ratio)).collect::<Map<_, _>>()
         };
-        let names = self.against.peers.iter().map(|(name, ..)| *name).chain([self.against.subject]);
+        let names = self.peers.iter().map(|(name, ..)| *name).chain([self.against.subject]);
         let medians = |measure, scale: f64| {
             let median = |name| self.comparison.median(self.workload, name, measure).map(|value| value * scale);
             names.clone().map(|name| (name.to_owned(), json!(median(name)))).collect::<Map<_, _>>()
@@ -106,7 +107,7 @@ impl fmt::Display for Ratios<'_> {
         let of = |name, measure| comparison.median(workload, name, measure).unwrap_or_default();
         let path = self.against.twice[0];
         write!(f, "; over {path}: {}", workload.show(of(path, Measure::Rate)))?;
-        let names = self.against.peers.iter().map(|(name, ..)| *name).chain([self.against.subject]);
+        let names = self.peers.iter().map(|(name, ..)| *name).chain([self.against.subject]);
         let lost: Vec<String> = names
             .map(|name| (name, of(name, Measure::Loss)))
             .filter(|(_, loss)| *loss >= 0.001)

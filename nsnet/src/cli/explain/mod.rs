@@ -278,3 +278,21 @@ fn uplink<'a>(state: &'a State, name: Option<&str>) -> anyhow::Result<&'a Uplink
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senders() {
+        let parsed = |text: &str| text.parse::<Sender>().map(|sender| format!("{sender:?}"));
+        assert_eq!(parsed("host").as_deref(), Ok("Host"));
+        assert_eq!(parsed("uplink").as_deref(), Ok("Outside(None)"));
+        assert_eq!(parsed("uplink:eth0").as_deref(), Ok("Outside(Some(\"eth0\"))"));
+        assert_eq!(parsed("ns:host").as_deref(), Ok("Namespace(Name(\"host\"))"));
+        assert_eq!(parsed("red").as_deref(), Ok("Namespace(Name(\"red\"))"));
+        for bad in ["", "a/b", "ns:", "bridge:br0"] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -305,7 +305,7 @@ fn insert_flow(
 }
 
 /// The TC action that an outcome becomes (linux/pkt_cls.h).
-fn action(outcome: Outcome) -> u32 {
+pub fn action(outcome: Outcome) -> u32 {
     const SHOT: u32 = 2;
     const REDIRECT: u32 = 7;
     /// -1.

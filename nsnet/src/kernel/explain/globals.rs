@@ -1,15 +1,12 @@
 //! What the pinned programs were loaded with: constants in a map that only they have.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-
-use aya::maps::MapInfo;
-use nix::errno::Errno;
-use nix::libc;
+use aya::maps::{MapData, MapInfo};
 use nsnet_common::layout::names;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
+use super::super::batch;
 use super::super::dataplane::{Dataplane, Hook, OBJECT, refused};
-use super::super::error::{Doing as _, KernelError, Result};
+use super::super::error::{KernelError, Result};
 use super::super::features::Features;
 use super::copy::Copy;
 
@@ -61,39 +58,14 @@ fn constants(dataplane: &Dataplane) -> Result<Vec<u8>> {
     for id in ids.unwrap_or_default() {
         let map = MapInfo::from_id(id).map_err(|error| refused("look at a program's map", error))?;
         if map.name_as_str() == Some(SECTION) {
-            let fd = map.fd().map_err(|error| refused("open a program's map", error))?;
-            return first_value(fd.as_fd(), map.value_size() as usize).doing(|| "read the programs' constants");
+            let map = MapData::from_id(id).map_err(|error| refused("open a program's map", error))?;
+            let mut constants = Vec::new();
+            // An array of one entry.
+            batch::for_each_bytes(&map, SECTION, |_key, value| constants = value.to_vec())?;
+            return Ok(constants);
         }
     }
     Err(missing())
-}
-
-/// The value of an array's first entry.
-fn first_value(map: BorrowedFd<'_>, length: usize) -> nix::Result<Vec<u8>> {
-    const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
-    /// The part of `union bpf_attr` that this command uses (include/uapi/linux/bpf.h).
-    #[repr(C)]
-    struct Request {
-        map_fd: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    let (key, mut value) = (0u32, vec![0u8; length]);
-    let request = Request {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: &raw const key as u64,
-        value: value.as_mut_ptr() as u64,
-        flags: 0,
-    };
-    // SAFETY: the request is as the kernel defines it. It points to a key of an array, and to as many bytes as the kernel
-    // says that the map's value has; both outlive the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw const request, size_of::<Request>() as libc::c_ulong)
-    };
-    Errno::result(result).map(|_zero| value)
 }
 
 /// Where globals are in the section of constants, as this binary's object has it.

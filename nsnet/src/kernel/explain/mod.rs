@@ -21,6 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use nsnet_common::layout::whole_seconds;
 
 use self::copy::Copy;
+pub use self::copy::action;
 use self::globals::Globals;
 use self::live::Live;
 use self::open::OpenMaps;

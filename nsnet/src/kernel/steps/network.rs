@@ -90,8 +90,8 @@ fn check_subnets(host: &Host, network: &Network, around: &Around<'_>) -> Result<
     addresses.retain(|(index, _)| !around.ports.contains(index));
     routes.retain(|route| !route.index.is_some_and(|index| around.ports.contains(&index)));
     match overlap(network, &addresses, &routes) {
-        Some((subnet, other)) => {
-            let why = format!("subnet {subnet} overlaps {other}");
+        Some(Overlap { subnet, other, how }) => {
+            let why = format!("subnet {subnet} overlaps {other}, {how}");
             let refused = KernelError::refused(format!("make network {}", network.name), why);
             Err(refused.with_remedy("choose another subnet"))
         }
@@ -99,21 +99,26 @@ fn check_subnets(host: &Host, network: &Network, around: &Around<'_>) -> Result<
     }
 }
 
-/// A subnet of the network whose addresses the host reaches otherwise, and how: by one of its addresses, or by a route.
-pub(crate) fn overlap(network: &Network, addresses: &[(u32, IpNet)], routes: &[Route]) -> Option<(IpNet, String)> {
+/// A subnet of a network whose addresses the host reaches otherwise.
+pub(crate) struct Overlap {
+    pub(crate) subnet: IpNet,
+    /// What of the host's it is that overlaps.
+    pub(crate) other: IpNet,
+    how: &'static str,
+}
+
+/// Where the host reaches a network's addresses otherwise: by an address of its own, or by a route.
+pub(crate) fn overlap(network: &Network, addresses: &[(u32, IpNet)], routes: &[Route]) -> Option<Overlap> {
     let own = network.port().ifindex();
-    let shared = |net: &IpNet| {
+    let shared = |net: &IpNet, how| {
         let (first, last) = (net.network(), net.broadcast());
         let mut subnets = network.subnets.iter().map(|subnet| subnet.net);
-        subnets.find(|ours| ours.contains(&first) || ours.contains(&last) || net.contains(&ours.network()))
+        let subnet = subnets.find(|it| it.contains(&first) || it.contains(&last) || net.contains(&it.network()))?;
+        Some(Overlap { subnet, other: *net, how })
     };
     let mut addresses = addresses.iter().filter(|(index, _)| *index != own);
-    let by_address = addresses
-        .find_map(|(_, address)| Some((shared(address)?, format!("{address}, which an interface of the host has"))));
+    let by_address = addresses.find_map(|(_, address)| shared(address, "which an interface of the host has"));
     let is_connected = |route: &&Route| route.via.is_none() && route.dest.prefix_len() > 0;
     let mut routes = routes.iter().filter(is_connected).filter(|route| route.index != Some(own));
-    by_address.or_else(|| {
-        let to = |route: &Route| format!("{}, to which the host has a route by an interface", route.dest);
-        routes.find_map(|route| Some((shared(&route.dest)?, to(route))))
-    })
+    by_address.or_else(|| routes.find_map(|route| shared(&route.dest, "to which the host has a route by an interface")))
 }

@@ -212,3 +212,87 @@ fn is_answer(before: &Shown, after: &Shown) -> bool {
     let is_question = matches!(of(before), Protocol::Ethernet(EtherType::ARP) | Protocol::Ip(IpProtocol::ICMPV6));
     is_question && of(after) == of(before) && before.event.egress == before.event.ifindex
 }
+
+#[cfg(test)]
+mod tests {
+    use nsnet_common::layout::Event;
+
+    use super::super::tests::shown;
+    use super::*;
+
+    fn event(kind: u16, number: u64, cpu: u32) -> Shown {
+        shown(Event { kind, number, cpu, time: 1000, egress: 8, ..Event::default() })
+    }
+
+    /// The id, the side and the start of the comment of each record that these make.
+    fn records(events: &[Shown], filter: &Filter) -> Vec<(u64, Side, String)> {
+        let (mut joiner, names) = (Joiner::default(), Interfaces::default());
+        events.iter().for_each(|event| joiner.push(event.clone(), filter, &names));
+        let popped = std::iter::from_fn(|| joiner.pop(u64::MAX, filter, &names));
+        let words = |record: &Record| record.comment.split([':', ',', ';']).next().unwrap_or_default().to_owned();
+        popped.map(|record| (record.id, record.side, words(&record))).collect()
+    }
+
+    fn side(id: u64, side: Side, comment: &str) -> (u64, Side, String) {
+        (id, side, comment.to_owned())
+    }
+
+    #[test]
+    fn the_sides_are_told_by_cpu_and_number_and_keep_their_order() {
+        let events = [
+            event(kinds::BEFORE, 1, 0),
+            event(kinds::BEFORE, 1, 1),
+            event(kinds::LEFT, 2, 1),
+            event(kinds::AFTER, 1, 1),
+            event(kinds::AFTER, 1, 0),
+        ];
+        let expected = [
+            side(3, Side::Before, "id 3 before"),
+            side(2, Side::Before, "id 2 before"),
+            side(1, Side::Only, "to interface-8"),
+            side(2, Side::After, "id 2 after"),
+            side(3, Side::After, "id 3 after"),
+        ];
+        assert_eq!(records(&events, &Filter::default()), expected);
+    }
+
+    #[test]
+    fn a_side_alone_waits_and_then_says_so() {
+        let (mut joiner, names, all) = (Joiner::default(), Interfaces::default(), Filter::default());
+        joiner.push(event(kinds::BEFORE, 1, 0), &all, &names);
+        joiner.push(event(kinds::LEFT, 2, 0), &all, &names);
+        assert!(joiner.pop(1000 + PATIENCE - 1, &all, &names).is_none());
+        let lost = joiner.pop(1000 + PATIENCE, &all, &names).unwrap();
+        assert_eq!((lost.side, lost.fate), (Side::Before, Fate::Unknown));
+        assert!(joiner.pop(1000 + PATIENCE, &all, &names).is_some());
+        // The other one may come still, or be of a frame from before the capture.
+        assert!(records(&[event(kinds::AFTER, 1, 0)], &all).is_empty());
+    }
+
+    #[test]
+    fn an_error_is_told_with_the_packet_that_it_is_about() {
+        let dropped = |number| {
+            let reason = DropReason::TtlExceeded.code();
+            shown(Event { kind: kinds::DROPPED, number, reason, ..Event::default() })
+        };
+        let events = [dropped(5), event(kinds::NOTICE, 5, 0), event(kinds::NOTICE, 6, 0)];
+        let expected = [
+            side(1, Side::Only, "dropped"),
+            side(1, Side::Only, "id 1"),
+            side(2, Side::Only, "the ICMP error about a packet that was dropped"),
+        ];
+        assert_eq!(records(&events, &Filter::default()), expected);
+        // Changed half-way: both sides, and the reason at the second.
+        let expected = [side(1, Side::Before, "id 1 before"), side(1, Side::After, "id 1 after")];
+        assert_eq!(records(&[event(kinds::BEFORE, 5, 0), dropped(5)], &Filter::default()), expected);
+    }
+
+    #[test]
+    fn what_is_cut_is_told_once_and_what_is_not_wanted_is_not() {
+        let events = [event(kinds::BEFORE, 1, 0), event(kinds::AGAIN, 1, 0)];
+        assert_eq!(records(&events, &Filter::default()), [side(1, Side::Before, "id 1 before")]);
+        let nobody = Filter { port: Some(1), ..Filter::default() };
+        let events = [event(kinds::BEFORE, 1, 0), event(kinds::AFTER, 1, 0), event(kinds::BEFORE, 2, 0)];
+        assert!(records(&events, &nobody).is_empty());
+    }
+}

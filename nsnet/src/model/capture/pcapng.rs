@@ -177,3 +177,82 @@ fn option(code: u16, value: impl AsRef<[u8]>) -> PcapNGOption<'static> {
 fn bytes_of(block: &mut impl ToVec) -> Result<Vec<u8>> {
     block.to_vec().or_else(|error| refuse(format_args!("cannot write a block of the capture: {error:?}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use nsnet_common::layout::Event;
+    use pcap_parser::pcapng::Block;
+    use pcap_parser::{PcapBlockOwned, PcapError, create_reader};
+
+    use super::super::tests::shown;
+    use super::super::{Shown, Side};
+    use super::*;
+
+    fn record(shown: Shown, ifindex: u32) -> Record {
+        let comment = "id 17 before: a change".to_owned();
+        Record { id: 17, side: Side::Before, ifindex, is_inbound: true, fate: Fate::Dropped(None), comment, shown }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let (mut pcapng, mut file) = Pcapng::begin(1_000_000_000_000_000_000, 100).unwrap();
+        let event = Event { time: 42, gso_size: 1448, ..Event::default() };
+        for ifindex in [7, 8, 7] {
+            file.extend(pcapng.packet(&record(shown(event), ifindex), &Interfaces::default()).unwrap());
+        }
+        file.extend(pcapng.lost(3, 43).unwrap());
+        let mut reader = create_reader(1 << 16, &file[..]).unwrap();
+        let mut blocks = Vec::new();
+        loop {
+            match reader.next() {
+                Ok((length, PcapBlockOwned::NG(block))) => {
+                    blocks.push(match block {
+                        Block::SectionHeader(_) => "section".to_owned(),
+                        Block::InterfaceDescription(interface) => {
+                            format!("interface, resolution {}", interface.if_tsresol)
+                        }
+                        Block::EnhancedPacket(packet) => {
+                            let ts = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
+                            let codes: Vec<u16> = packet.options.iter().map(|option| option.code.0).collect();
+                            let flags = u32::from_le_bytes(packet.options[1].value[..4].try_into().unwrap());
+                            format!("packet at {} {ts} {codes:?} {flags:#x} {}", packet.if_id, packet.caplen)
+                        }
+                        Block::InterfaceStatistics(_) => "statistics".to_owned(),
+                        Block::SimplePacket(_)
+                        | Block::NameResolution(_)
+                        | Block::SystemdJournalExport(_)
+                        | Block::DecryptionSecrets(_)
+                        | Block::ProcessInformation(_)
+                        | Block::Custom(_)
+                        | Block::Unknown(_) => format!("not written by us: {block:?}"),
+                    });
+                    reader.consume(length);
+                }
+                Err(PcapError::Eof) => break,
+                Err(PcapError::Incomplete(_)) => reader.refill().unwrap(),
+                Err(error) => panic!("{error:?}"),
+                Ok(_) => panic!("this is no pcapng"),
+            }
+        }
+        let packet = |interface| format!("packet at {interface} 1000000000000000042 [1, 2, 5, 7, 0] 0x801 42");
+        let expected = [
+            "section".to_owned(),
+            "interface, resolution 9".to_owned(),
+            packet(0),
+            "interface, resolution 9".to_owned(),
+            packet(1),
+            packet(0),
+            "statistics".to_owned(),
+        ];
+        assert_eq!(blocks, expected);
+    }
+
+    #[test]
+    fn only_a_loss_is_told() {
+        let (pcapng, _) = Pcapng::begin(0, 100).unwrap();
+        assert!(pcapng.lost(3, 1).unwrap().is_empty(), "there is no interface to tell it at");
+        let mut pcapng = pcapng;
+        pcapng.packet(&record(shown(Event::default()), 7), &Interfaces::default()).unwrap();
+        assert!(pcapng.lost(0, 1).unwrap().is_empty() && !pcapng.lost(1, 1).unwrap().is_empty());
+    }
+}

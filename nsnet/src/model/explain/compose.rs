@@ -386,25 +386,20 @@ mod tests {
     #[test]
     fn what_is_said_is_what_is_in_the_frame() {
         for (what, source, destination, expected) in [
-            (
-                "icmp",
-                "192.168.15.1",
-                "192.0.2.7",
-                "icmp 192.168.15.1 > 192.0.2.7, echo request, id 7, TTL 64, 98 bytes",
-            ),
-            ("icmp", "fd15::1", "fd02::2", "icmpv6 fd15::1 > fd02::2, echo request, id 7, TTL 64, 118 bytes"),
-            ("udp", "10.0.0.2:5000", "192.0.2.7:53", "udp 10.0.0.2:5000 > 192.0.2.7:53, TTL 64, 42 bytes"),
-            ("tcp", "10.0.0.2:5000", "192.0.2.7:80", "tcp 10.0.0.2:5000 > 192.0.2.7:80, syn, TTL 64, 54 bytes"),
-            ("tcp", "[fd15::1]:5", "[fd02::2]:80", "tcp [fd15::1]:5 > [fd02::2]:80, syn, TTL 64, 74 bytes"),
+            ("icmp", "192.168.15.1", "192.0.2.7", "192.168.15.1 > 192.0.2.7 icmp 98, echo request, id 7, TTL 64"),
+            ("icmp", "fd15::1", "fd02::2", "fd15::1 > fd02::2 icmpv6 118, echo request, id 7, TTL 64"),
+            ("udp", "10.0.0.2:5000", "192.0.2.7:53", "10.0.0.2:5000 > 192.0.2.7:53 udp 42, TTL 64"),
+            ("tcp", "10.0.0.2:5000", "192.0.2.7:80", "10.0.0.2:5000 > 192.0.2.7:80 tcp [S] 54, TTL 64"),
+            ("tcp", "[fd15::1]:5", "[fd02::2]:80", "[fd15::1]:5 > [fd02::2]:80 tcp [S] 74, TTL 64"),
         ] {
             let frame = packet(what).frame(&ends(source, destination)).unwrap();
             assert_eq!(summary(&frame), expected);
             assert!(sums_are_right(&frame), "{expected}: {frame:02x?}");
         }
         let arp = packet("arp").frame(&ends("192.168.15.1", "192.168.15.2")).unwrap();
-        assert_eq!(summary(&arp), "ARP: who has 192.168.15.2? asks 192.168.15.1");
+        assert_eq!(summary(&arp), "192.168.15.1 > 192.168.15.2 arp 42, who has 192.168.15.2?");
         let nd = packet("nd").frame(&ends("fd15::1", "fd15::2")).unwrap();
-        assert_eq!(summary(&nd), "icmpv6 fd15::1 > ff02::1:ff00:2, neighbour solicitation, TTL 255, 86 bytes");
+        assert_eq!(summary(&nd), "fd15::1 > ff02::1:ff00:2 icmpv6 86, neighbour solicitation, TTL 255");
         assert!(sums_are_right(&nd));
     }
 

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use nsnet_common::wire::{EtherType, IpProtocol, Mac};
 
 use crate::model::flow::protocol_name;
+use crate::model::headers::Headers;
 
 /// One field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,40 +54,22 @@ pub fn changed(before: &[u8], after: &[u8]) -> Vec<Changed> {
     changed.filter(|changed| changed.before != changed.after).collect()
 }
 
-/// The frame in one line.
+/// The frame in one line: its headers as everywhere, and what else matters to a router.
 pub fn summary(frame: &[u8]) -> String {
     let fields = fields(frame);
     let of = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.value.as_str());
-    let macs = || format!("{} > {}", of("MAC source").unwrap_or("?"), of("MAC destination").unwrap_or("?"));
-    if let (Some(operation), Some(sender), Some(target)) = (of("ARP operation"), of("ARP sender"), of("ARP target")) {
-        return match operation {
-            "request" => format!("ARP: who has {target}? asks {sender}"),
-            _ => format!("ARP: {sender} is at {}", of("ARP sender MAC").unwrap_or("?")),
-        };
+    let mut text = Headers::read(frame, frame.len() as u32).to_string();
+    match (of("ARP operation"), of("ARP sender"), of("ARP sender MAC"), of("ARP target")) {
+        (Some("request"), _, _, Some(target)) => text.push_str(&format!(", who has {target}?")),
+        (Some("reply"), Some(sender), Some(mac), _) => text.push_str(&format!(", {sender} is at {mac}")),
+        _ => {}
     }
-    let (Some(source), Some(destination)) = (of("source"), of("destination")) else {
-        return format!("{}, type {}, {} bytes", macs(), of("type").unwrap_or("?"), frame.len());
-    };
-    let protocol = of("protocol").unwrap_or("?");
-    let endpoint = |ip: &str, port: Option<&str>| match port {
-        Some(port) if ip.contains(':') => format!("[{ip}]:{port}"),
-        Some(port) => format!("{ip}:{port}"),
-        None => ip.to_owned(),
-    };
-    let mut text = format!(
-        "{protocol} {} > {}",
-        endpoint(source, of("source port")),
-        endpoint(destination, of("destination port"))
-    );
-    for (name, label) in [("ICMP message", ""), ("ICMP identifier", "id "), ("TCP flags", "")] {
-        if let Some(value) = of(name) {
+    let more = [("ICMP message", ""), ("ICMP identifier", "id "), ("fragment", "fragment "), ("TTL", "TTL ")];
+    for (name, label) in more {
+        if let Some(value) = of(name).filter(|value| *value != "no") {
             text.push_str(&format!(", {label}{value}"));
         }
     }
-    if let Some(offset) = of("fragment").filter(|offset| *offset != "no") {
-        text.push_str(&format!(", fragment {offset}"));
-    }
-    text.push_str(&format!(", TTL {}, {} bytes", of("TTL").unwrap_or("?"), frame.len()));
     text
 }
 
@@ -356,12 +339,12 @@ mod tests {
 
     #[test]
     fn one_line() {
-        assert_eq!(summary(&hex(BEFORE)), "udp 192.168.15.1:4000 > 192.0.2.7:53, TTL 64, 46 bytes");
+        assert_eq!(summary(&hex(BEFORE)), "192.168.15.1:4000 > 192.0.2.7:53 udp 46, TTL 64");
         let arp = "ffffffffffff 020001000203 0806 0001 0800 0604 0001 020001000203 c0a80f01 000000000000 c0a80f02";
-        assert_eq!(summary(&hex(arp)), "ARP: who has 192.168.15.2? asks 192.168.15.1");
+        assert_eq!(summary(&hex(arp)), "192.168.15.1 > 192.168.15.2 arp 42, who has 192.168.15.2?");
         assert_eq!(
             summary(&hex("ffffffffffff 020001000203 88cc 00")),
-            "02:00:01:00:02:03 > ff:ff:ff:ff:ff:ff, type 0x88cc, 15 bytes"
+            "02:00:01:00:02:03 > ff:ff:ff:ff:ff:ff ethertype-0x88cc 15"
         );
     }
 
