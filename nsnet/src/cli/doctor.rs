@@ -8,8 +8,9 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use serde_json::json;
 
+use super::mode::{self, Forwarded};
 use super::output::{self, Format, Table, with_progress};
-use super::{Answer, bypassed, mode};
+use super::{Answer, bypassed};
 use crate::kernel::cgroup;
 use crate::kernel::error::Result;
 use crate::kernel::features::{Features, WITHOUT};
@@ -221,9 +222,11 @@ fn modes(host: &Host) -> Vec<Check> {
     let state = host.state().unwrap_or_default();
     match mode::reasons(host, &state, |_network| true) {
         Ok(reasons) => {
-            let asked = reasons.into_iter().filter(|(_, mode, _)| *mode != Mode::Tc);
+            let asked = reasons.into_iter().filter(|forwarded| forwarded.mode != Mode::Tc);
             asked
-                .map(|(what, mode, (at, why))| ("mode", Finding::Note, format!("{what} ({mode}): {at}, {why}")))
+                .map(|Forwarded { what, mode, at, why }| {
+                    ("mode", Finding::Note, format!("{what} ({mode}): {at}, {why}"))
+                })
                 .collect()
         }
         Err(error) => vec![("mode", Finding::Note, error.to_string())],

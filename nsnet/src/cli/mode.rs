@@ -43,31 +43,40 @@ pub(super) fn run(host: &Host, format: Format, args: &ModeArgs) -> Answer {
 /// Where frames of a network's ports and of the uplinks are forwarded, and why.
 fn table(host: &Host, state: &State, name: &Name) -> Result<Table> {
     let mut table = Table::new(&["what", "mode", "at", "why"]);
-    for (what, mode, (at, why)) in reasons(host, state, |network| network == name)? {
+    for Forwarded { what, mode, at, why } in reasons(host, state, |network| network == name)? {
         table.row([json!(what), json!(mode), json!(at), json!(why)]);
     }
     Ok(table)
 }
 
+/// Where something is forwarded.
+pub(super) struct Forwarded {
+    /// Ports of a network, or an uplink.
+    pub(super) what: String,
+    /// As asked for.
+    pub(super) mode: Mode,
+    /// In fact.
+    pub(super) at: Mode,
+    /// Why there.
+    pub(super) why: String,
+}
+
 /// What is forwarded where, and why; of networks that `is_meant` and of all uplinks.
-pub(super) fn reasons(
-    host: &Host,
-    state: &State,
-    is_meant: impl Fn(&Name) -> bool,
-) -> Result<Vec<(String, Mode, (Mode, String))>> {
+pub(super) fn reasons(host: &Host, state: &State, is_meant: impl Fn(&Name) -> bool) -> Result<Vec<Forwarded>> {
     let mut reasons = Vec::new();
     for network in state.networks.values().filter(|network| is_meant(&network.name)) {
         let mode = network.modes.ports;
-        let at = match mode {
+        let (at, why) = match mode {
             Mode::Tc | Mode::Xdp => (mode, "as asked for".to_owned()),
             Mode::Auto => {
                 (Mode::Tc, "its ports are veths, whose namespaces would have to cut all segments (no GSO)".to_owned())
             }
         };
-        reasons.push((format!("ports of {}", network.name), mode, at));
+        reasons.push(Forwarded { what: format!("ports of {}", network.name), mode, at, why });
     }
     for uplink in &state.uplinks {
-        reasons.push((format!("uplink {}", uplink.interface), uplink.mode, uplink::mode_of(host, uplink)?));
+        let (at, why) = uplink::mode_of(host, uplink)?;
+        reasons.push(Forwarded { what: format!("uplink {}", uplink.interface), mode: uplink.mode, at, why });
     }
     Ok(reasons)
 }
