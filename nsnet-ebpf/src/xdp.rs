@@ -4,7 +4,6 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use nsnet_common::layout::{Port, PortId, Whole};
@@ -15,13 +14,13 @@ use crate::words;
 
 /// A frame at an XDP hook.
 pub(crate) struct XdpFrame {
-    md: *mut xdp_md,
+    ctx: XdpContext,
 }
 
 impl XdpFrame {
     #[inline(always)]
     pub(crate) fn new(ctx: XdpContext) -> Self {
-        Self { md: ctx.ctx }
+        Self { ctx }
     }
 
     /// The tables. They have nothing of the frame: what needs that is no way for a frame that is taken here, and the verifier
@@ -35,7 +34,7 @@ impl XdpFrame {
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
         // SAFETY: the kernel passes a valid context, which outlives the program's run.
-        unsafe { (*self.md).ingress_ifindex }
+        unsafe { (*self.ctx.ctx).ingress_ifindex }
     }
 
     /// The port whose interface the frame came in by.
@@ -49,8 +48,8 @@ impl XdpFrame {
     fn bounds(&self) -> (usize, usize) {
         // SAFETY: as in ifindex().
         unsafe {
-            let data = core::ptr::read_volatile(&raw const (*self.md).data);
-            let data_end = core::ptr::read_volatile(&raw const (*self.md).data_end);
+            let data = core::ptr::read_volatile(&raw const (*self.ctx.ctx).data);
+            let data_end = core::ptr::read_volatile(&raw const (*self.ctx.ctx).data_end);
             (data as usize, data_end as usize)
         }
     }
@@ -73,7 +72,7 @@ impl Packet for XdpFrame {
     #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: the context is valid.
-        unsafe { bpf_xdp_get_buff_len(self.md) as u32 }
+        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) as u32 }
     }
 
     #[inline(always)]
