@@ -175,7 +175,7 @@ impl Maps {
 
     /// How many frames from each of these ports and uplinks the accelerator has forwarded.
     pub fn accelerated(&self, ids: impl IntoIterator<Item = PortId>) -> Result<Vec<u64>> {
-        let map = self.accelerated_map()?;
+        let Some(map) = self.accelerated_map()? else { return Ok(ids.into_iter().map(|_id| 0).collect()) };
         let sum = |id: PortId| {
             let values = map.get(&u32::from(id.0), 0).map_err(|error| refused("read counters", error))?;
             Ok(values.iter().sum())
@@ -188,10 +188,17 @@ impl Maps {
         let what = "reset counters";
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error))?;
         let zeros = PerCpuValues::try_from(vec![0; cpus]).map_err(|error| KernelError::new(what, error))?;
-        self.accelerated_map()?.set(u32::from(id.0), zeros, 0).map_err(|error| refused(what, error))
+        match self.accelerated_map()? {
+            Some(mut map) => map.set(u32::from(id.0), zeros, 0).map_err(|error| refused(what, error)),
+            None => Ok(()),
+        }
     }
 
-    fn accelerated_map(&self) -> Result<PerCpuArray<MapData, u64>> {
-        self.open(names::ACCELERATED, Map::PerCpuArray)
+    /// `None` in a dataplane that was loaded before there was an accelerator, which `status` tells and `apply` loads anew.
+    fn accelerated_map(&self) -> Result<Option<PerCpuArray<MapData, u64>>> {
+        match self.open(names::ACCELERATED, Map::PerCpuArray) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            map => map.map(Some),
+        }
     }
 }
