@@ -16,7 +16,7 @@ use crate::checksum::Sum;
 use crate::conntrack;
 use crate::datagram::Kind;
 use crate::guard;
-use crate::layout::{Port, PortId, flags};
+use crate::layout::{FlowState, Port, PortId, flags, flow_flags};
 use crate::packet::Packet;
 use crate::path::read_untagged;
 use crate::rewrite;
@@ -111,7 +111,13 @@ fn by_flow(frame: &mut impl Packet, from: &Port, scratch: &mut Scratch, tables: 
     tables.flow(Age::Grown, &datagram.key)?.read(&mut scratch.flow);
     let about = &scratch.flow.about;
     let is_due = now != about.seen && route::may_refresh(scratch);
-    if is_due || !about.is_alive(now) || about.macs.to == Mac::ZERO || route::is_outdated(scratch, tables) {
+    let is_first_answer = about.has(flow_flags::REPLY) && about.state == FlowState::UNREPLIED;
+    if is_due
+        || is_first_answer
+        || !about.is_alive(now)
+        || about.macs.to == Mac::ZERO
+        || route::is_outdated(scratch, tables)
+    {
         return None;
     }
     let out = route::out_of(&scratch.datagram, &scratch.flow, tables).ok()?;

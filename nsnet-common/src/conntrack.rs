@@ -1,8 +1,8 @@
 //! Flows: found, followed, refreshed, promoted, ended. Both directions live and die together.
 //!
 //! ```text
-//!   opened  ->  young (LRU; a flood can only push out its like)  ->  promoted by the first answer, or by the end of the
-//!   TCP handshake  ->  grown (bounded; nothing alive is ever pushed out)  ->  not refreshed for its timeout: dead
+//!   opened  ->  young (LRU; a flood can only push out its like)  ->  promoted by the first answer, by the end of the
+//!   TCP handshake, or by use from inside for a second  ->  grown (bounded; nothing alive is ever pushed out)  ->  not refreshed for its timeout: dead
 //! ```
 //!
 //! Death is found at lookup, so it needs no process. TCP states follow RFC 6146 section 3.5.2 with RFC 7857 section 2;
@@ -10,8 +10,8 @@
 
 use crate::datagram::{Datagram, Kind};
 use crate::layout::{
-    About, Flow, FlowKey, FlowState, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId, QUARANTINE,
-    Usage, flow_flags,
+    About, Flow, FlowKey, FlowState, MAPPING_STEP, MAX_FLOWS_V4, MAX_FLOWS_V6, MappingKey, NetworkId, Policy, PortId,
+    QUARANTINE, Usage, flow_flags,
 };
 use crate::nat;
 use crate::scratch::Scratch;
@@ -43,7 +43,7 @@ pub fn find<T: Tables>(key: &FlowKey, now: u32, tables: T) -> Option<Found<T::Fl
             None => (tables.flow(Age::Grown, key)?, Age::Grown),
         },
     };
-    if entry.about().is_alive(now) {
+    if entry.about().is_alive(now) || look(key, age, tables) == Standing::Alive {
         return Some(Found { entry, age });
     }
     end_dead(key, age, tables);
@@ -64,11 +64,35 @@ pub enum Standing {
 /// What stands under this tuple.
 #[inline(never)]
 pub fn standing(key: &FlowKey, tables: impl Tables) -> Standing {
-    match tables.flow(Age::Grown, key).or_else(|| tables.flow(Age::Young, key)) {
-        None => Standing::Free,
-        Some(entry) if entry.about().is_alive(tables.seconds()) => Standing::Alive,
-        Some(_) => Standing::Dead,
+    match look(key, Age::Grown, tables) {
+        Standing::Free => look(key, Age::Young, tables),
+        found @ (Standing::Dead | Standing::Alive) => found,
     }
+}
+
+/// What stands under this tuple in the tables of that age. A flow lives as long as one of its directions does.
+///
+/// Each direction notes its own packets only: with many flows, an entry that is in no cache is most of what a packet costs.
+/// That the other one lives is noted here, so that it is asked once in the flow's timeout.
+#[inline(never)]
+fn look(key: &FlowKey, age: Age, tables: impl Tables) -> Standing {
+    let mut flow = Flow::EMPTY;
+    let Some(entry) = tables.flow(age, key) else { return Standing::Free };
+    entry.read(&mut flow);
+    if flow.about.is_alive(tables.seconds()) {
+        return Standing::Alive;
+    }
+    let other_key = flow.other_key(key);
+    let Some(other) = tables.flow(age, &other_key) else { return Standing::Dead };
+    other.read(&mut flow);
+    // What answers come by may be another flow's by now, of one that was given the port after this one's time.
+    if flow.other_key(&other_key) != *key || !flow.about.is_alive(tables.seconds()) {
+        return Standing::Dead;
+    }
+    if let Some(entry) = tables.flow(age, key) {
+        entry.set_seen(flow.about.seen);
+    }
+    Standing::Alive
 }
 
 /// Whether packets of this tuple belong to a flow that lives.
@@ -85,55 +109,69 @@ pub fn bury(key: &FlowKey, tables: impl Tables) -> bool {
 
 /// By the key alone: an entry's handle is not for passing on, because the verifier would lose which family it is of.
 ///
-/// One CPU at a time, which looks once more: else another one may have ended the flow since it was found dead, and what is
+/// One CPU at a time, which looks when it is its turn: else another one may have ended the flow since it was found dead, and what is
 /// removed is the flow that it has made after that.
 #[inline(never)]
 pub fn end_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
-    let mut flow = Flow::EMPTY;
-    if !read_dead(key, age, &mut flow, tables) {
+    let mut lock = MappingKey::EMPTY;
+    if !find_lock(key, age, &mut lock, tables) {
         return true;
     }
-    // Where the answers come to.
-    let lock = if flow.about.has(flow_flags::REPLY) {
-        MappingKey::flows_of(key.protocol(), key.destination, key.destination_port)
-    } else {
-        MappingKey::flows_of(key.protocol(), flow.source, flow.about.source_port)
-    };
     let is_ours = tables.lock(&lock);
     if is_ours {
-        if read_dead(key, age, &mut flow, tables) {
-            end(key, &flow, age, tables);
-        }
+        end_if_dead(key, age, tables);
         tables.unlock(&lock);
     }
     is_ours
 }
 
-/// Copies the flow that stands under this tuple, if it is dead.
-#[inline(always)]
-fn read_dead(key: &FlowKey, age: Age, flow: &mut Flow, tables: impl Tables) -> bool {
+/// What is locked to end the flow that stands under this tuple: where its answers come to. `false` when there is none, or its
+/// entry is not old.
+#[inline(never)]
+fn find_lock(key: &FlowKey, age: Age, lock: &mut MappingKey, tables: impl Tables) -> bool {
+    let mut flow = Flow::EMPTY;
     let Some(entry) = tables.flow(age, key) else { return false };
-    entry.read(flow);
-    !flow.about.is_alive(tables.seconds())
+    entry.read(&mut flow);
+    if flow.about.is_alive(tables.seconds()) {
+        return false;
+    }
+    *lock = if flow.about.has(flow_flags::REPLY) {
+        MappingKey::flows_of(key.protocol(), key.destination, key.destination_port)
+    } else {
+        MappingKey::flows_of(key.protocol(), flow.source, flow.about.source_port)
+    };
+    true
 }
 
 /// Ends the flow of packets of this tuple, if it is in the tables of that age and neither direction lives. Whether it was.
-#[inline(never)]
+#[inline(always)]
 pub fn end_if_dead(key: &FlowKey, age: Age, tables: impl Tables) -> bool {
-    let (mut flow, now) = (Flow::EMPTY, tables.seconds());
-    let Some(entry) = tables.flow(age, key) else { return false };
-    entry.read(&mut flow);
-    let answered = tables.flow(age, &flow.other_key(key));
-    if flow.about.is_alive(now) || answered.is_some_and(|other| other.about().is_alive(now)) {
+    if look(key, age, tables) != Standing::Dead {
         return false;
     }
-    end(key, &flow, age, tables);
+    end_at(key, age, tables);
     true
+}
+
+/// Ends the flow that stands under this tuple.
+#[inline(never)]
+fn end_at(key: &FlowKey, age: Age, tables: impl Tables) {
+    let mut flow = Flow::EMPTY;
+    if let Some(entry) = tables.flow(age, key) {
+        entry.read(&mut flow);
+        take_out(key, &flow, age, tables);
+    }
 }
 
 /// Ends a flow, both directions.
 #[inline(never)]
 pub fn end(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
+    take_out(key, flow, age, tables);
+}
+
+/// The same, not a call: those below each other may be eight.
+#[inline(always)]
+fn take_out(key: &FlowKey, flow: &Flow, age: Age, tables: impl Tables) {
     let other = flow.other_key(key);
     let (owner, is_v4) = (flow.about.owner, key.is_v4());
     // Whoever removes the opener's entry gives its place back, once.
@@ -182,8 +220,9 @@ pub fn follow<T: Tables>(scratch: &Scratch, found: Found<T::Flow>, tables: T) ->
         | Kind::IcmpError
         | Kind::Link
         | Kind::LaterFragment => {
-            let is_answer = scratch.flow.about.has(flow_flags::REPLY) && found.age == Age::Young;
-            if is_answer { Step::Promote } else { Step::None }
+            let about = &scratch.flow.about;
+            let is_first_answer = about.has(flow_flags::REPLY) && about.state == FlowState::UNREPLIED;
+            if is_first_answer { Step::Promote } else { Step::None }
         }
     }
 }
@@ -278,12 +317,22 @@ pub fn inside_of(key: &FlowKey, flow: &Flow) -> NetworkId {
     if key.side == NetworkId::OUTSIDE { flow.about.other_side } else { key.side }
 }
 
+/// Whether a young flow grows without an answer: a namespace of ours has used it for longer than a second, as senders of
+/// logs, metrics and media do. Such a one is found by one lookup, too, and is not pushed out by scans. It counts on its
+/// opener's quota.
+#[inline(always)]
+pub fn is_settled(scratch: &Scratch, age: Age) -> bool {
+    let Scratch { datagram, flow, .. } = scratch;
+    let is_opener = !flow.about.has(flow_flags::REPLY) && datagram.key.side != NetworkId::OUTSIDE;
+    age == Age::Young && is_opener && datagram.kind != Kind::Tcp
+}
+
 /// Makes a young flow a grown one. When there is no room it stays young, which is no loss until others push it out.
 #[inline(never)]
 pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     let Scratch { datagram, flow, .. } = scratch;
     let key = &datagram.key;
-    let Some(entry) = tables.flow(Age::Young, key) else { return };
+    let Some(entry) = tables.flow(Age::Young, key) else { return note_answer(key, flow, tables) };
     entry.read(flow);
     let other_key = flow.other_key(key);
     let Some(policy) = tables.policy(inside_of(key, flow)) else { return };
@@ -293,8 +342,9 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
         IpProtocol::UDP if is_dns => policy.dns,
         protocol => first_timeout(protocol, &policy),
     };
-    flow.about.state = FlowState::ESTABLISHED;
-    let timeout = flow.about.timeout;
+    let is_answered = key.protocol() == IpProtocol::TCP || flow.about.has(flow_flags::REPLY);
+    flow.about.state = if is_answered { FlowState::ESTABLISHED } else { FlowState::UNREPLIED };
+    let (state, timeout) = (flow.about.state, flow.about.timeout);
     if tables.insert_flow(Age::Grown, key, flow) != Inserted::Yes {
         return;
     }
@@ -304,7 +354,7 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     };
     let owner = flow.about.owner;
     other.read(flow);
-    (flow.about.timeout, flow.about.state) = (timeout, FlowState::ESTABLISHED);
+    (flow.about.timeout, flow.about.state) = (timeout, state);
     if tables.insert_flow(Age::Grown, &other_key, flow) != Inserted::Yes {
         tables.remove_flow(Age::Grown, key);
         return;
@@ -315,10 +365,21 @@ pub fn promote(scratch: &mut Scratch, tables: impl Tables) {
     tables.remove_flow(Age::Young, &other_key);
 }
 
+/// The first answer to a flow that has grown without one.
+#[inline(always)]
+fn note_answer(key: &FlowKey, flow: &Flow, tables: impl Tables) {
+    let timeout = flow.about.timeout;
+    for key in [*key, flow.other_key(key)] {
+        if let Some(entry) = tables.flow(Age::Grown, &key) {
+            entry.set_state(FlowState::ESTABLISHED, timeout);
+        }
+    }
+}
+
 const DNS: [u8; 2] = 53u16.to_be_bytes();
 
-/// Notes that the flow is in use, in both directions' entries, and in its mapping. `false` when the opener's answers have no
-/// entry any more: young flows' are pushed out one by one.
+/// Notes that the flow is in use, in this direction's entry, and every few seconds in its mapping. `false` when the opener's
+/// answers have no entry any more: young flows' are pushed out one by one.
 ///
 /// Looks the entry up once more: a handle that is kept over the whole path has the verifier walk it once for each table.
 #[inline(never)]
@@ -327,15 +388,18 @@ pub fn refresh(scratch: &Scratch, age: Age, now: u32, tables: impl Tables) -> bo
     if let Some(entry) = tables.flow(age, key) {
         entry.set_seen(now);
     }
-    match tables.flow(age, &flow.other_key(key)) {
-        Some(other) => other.set_seen(now),
-        None if age == Age::Young && !flow.about.has(flow_flags::REPLY) => return false,
-        None => {}
+    if age == Age::Young {
+        match tables.flow(age, &flow.other_key(key)) {
+            Some(other) => other.set_seen(now),
+            None if !flow.about.has(flow_flags::REPLY) => return false,
+            None => {}
+        }
     }
-    if flow.about.has(flow_flags::MAPPED) && !flow.about.has(flow_flags::REPLY) {
+    let is_due = now / MAPPING_STEP != flow.about.seen / MAPPING_STEP;
+    if is_due && flow.about.has(flow_flags::MAPPED) && !flow.about.has(flow_flags::REPLY) {
         let Some(policy) = tables.policy(key.side) else { return true };
         let until = now.wrapping_add(first_timeout(key.protocol(), &policy) + QUARANTINE);
-        let inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
+        let inside = MappingKey::inside(key.side, key.protocol(), key.source, key.source_port, flow.source);
         nat::refresh(&inside, (flow.source, flow.about.source_port), until, tables);
     }
     true

@@ -5,7 +5,7 @@
 //! with, and that flow's entry says how each of the two endpoints is called on the other side.
 
 use crate::capture::Moment;
-use crate::checksum::Delta;
+use crate::checksum::{Delta, Sum};
 use crate::conntrack;
 use crate::datagram::{Datagram, Query};
 use crate::layout::{FlowKey, NetworkId};
@@ -40,11 +40,29 @@ pub fn translate(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Ta
         return Ok(Verdict::Open);
     }
     let out = out_of(&scratch.datagram, &scratch.flow, tables)?;
+    // RFC 5508 REQ-3. Of a fragment there is not all that was summed.
+    if !scratch.datagram.is_fragment() && !is_undamaged(frame, scratch) {
+        return Err(DropReason::IcmpChecksum);
+    }
     tables.show(Moment::Before(out.ifindex()), frame);
     let message = write_quote(frame, scratch).ok_or(DropReason::IcmpUnrelated)?;
     write_around(frame, scratch, message).ok_or(DropReason::IcmpUnrelated)?;
     tables.count_sent(out.id(), frame.len());
     Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.macs.to == Mac::ZERO)))
+}
+
+/// Whether the error's own checksum is right.
+#[inline(never)]
+fn is_undamaged(frame: &impl Packet, scratch: &mut Scratch) -> bool {
+    let Scratch { datagram, whole, .. } = scratch;
+    let key = &datagram.key;
+    let at = usize::from(datagram.at);
+    let Some(end) = end_of(frame, key.is_v4()) else { return false };
+    let pseudo_header = match key.is_v4() {
+        true => Sum::default(),
+        false => Sum::pseudo_header_v6(key.source, key.destination, (end - at) as u16, IpProtocol::ICMPV6),
+    };
+    frame.has_right_sum(whole, at, end, pseudo_header)
 }
 
 /// Finds the flow that the error goes with.

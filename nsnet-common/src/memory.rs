@@ -7,7 +7,7 @@ use crate::capture::Moment;
 use crate::layout::{
     About, AddressKey, Capturing, DropKey, Flow, FlowKey, FlowState, ForeignKey, Fragment, FragmentKey, HELD_BYTES,
     HeldKey, Holding, MAPPED_IPV4_BITS, MAX_HELD, Mapping, MappingKey, Network, NetworkId, Original, OriginalKey,
-    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, whole_seconds,
+    Policy, Port, PortCounters, PortId, Publish, Station, StationKey, Traffic, Usage, Whole, flow_flags, whole_seconds,
 };
 use crate::packet::Packet;
 use crate::tables::{Age, FlowEntry, Hop, Inserted, Reclaim, Route, Tables};
@@ -88,6 +88,8 @@ pub struct MemoryTables {
     pub secret: u64,
     /// Addresses of the host.
     pub locals: HashSet<IpAddress>,
+    /// Broadcast addresses of the host's subnets.
+    pub broadcasts: HashSet<IpAddress>,
     /// What redirected sockets asked for.
     pub originals: RefCell<BTreeMap<OriginalKey, Original>>,
 }
@@ -339,8 +341,10 @@ impl<'a> Tables for &'a MemoryTables {
             keys.iter().for_each(|key| crate::nat::forget_dead(key, *self));
             return;
         }
-        let is_of_it = |key: &&FlowKey| key.is_v4() == (table == Reclaim::Flows4);
-        let keys: Vec<FlowKey> = self.flows.borrow().keys().filter(is_of_it).copied().collect();
+        let is_of_it = |(key, flow): &(&FlowKey, &Flow)| {
+            key.is_v4() == (table == Reclaim::Flows4) && !flow.about.has(flow_flags::REPLY)
+        };
+        let keys: Vec<FlowKey> = self.flows.borrow().iter().filter(is_of_it).map(|(key, _)| *key).collect();
         for key in keys {
             crate::conntrack::end_dead(&key, Age::Grown, *self);
         }
@@ -497,6 +501,10 @@ impl<'a> Tables for &'a MemoryTables {
     fn is_local(&self, ip: IpAddress) -> bool {
         self.look_up();
         self.locals.contains(&ip)
+    }
+
+    fn is_broadcast(&self, ip: IpAddress) -> bool {
+        self.broadcasts.contains(&ip)
     }
 
     fn any_local<F: FnMut(IpAddress) -> bool>(&self, is_it: &mut F) -> bool {

@@ -19,8 +19,8 @@ use crate::tables::{Age, FlowEntry, Inserted, Stage, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, IpProtocol};
 
-/// How many ports are tried for one flow. With a quarter of the pool free, one in ten thousand finds none.
-const TURNS: u32 = 32;
+/// How many ports are tried for one flow. With a quarter of the pool free, one in a hundred million finds none.
+const TURNS: u32 = 64;
 
 /// Ports below this one are for system services, and only exchanged for one another.
 const SYSTEM_PORTS: u16 = 1024;
@@ -252,7 +252,7 @@ fn map(scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
     let key = &pair.key;
     let now = tables.seconds();
     search.until = now.wrapping_add(first_timeout(key.protocol(), policy) + QUARANTINE);
-    search.inside = MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
+    search.inside = MappingKey::inside(key.side, key.protocol(), key.source, key.source_port, pair.flow.source);
     if find_own(pair, search, tables) {
         pair.flow.about.source_port = search.mapping.port;
         return Ok(());
@@ -304,14 +304,14 @@ pub(crate) fn refresh(inside: &MappingKey, external: (IpAddress, [u8; 2]), until
 
 #[inline(always)]
 fn outside_of(inside: &MappingKey, external: (IpAddress, [u8; 2])) -> MappingKey {
-    MappingKey::new(NetworkId::OUTSIDE, IpProtocol(inside.protocol), external.0, external.1)
+    MappingKey::outside(IpProtocol(inside.protocol), external.0, external.1)
 }
 
 /// Takes the external endpoint with this port for the inside one, if nobody has it.
 #[inline(never)]
 fn take_endpoint(pair: &Pair, search: &mut Search, port: [u8; 2], tables: impl Tables) -> Inserted {
     let protocol = pair.key.protocol();
-    search.outside = MappingKey::new(NetworkId::OUTSIDE, protocol, pair.flow.source, port);
+    search.outside = MappingKey::outside(protocol, pair.flow.source, port);
     if let Some(holder) = tables.mapping(&search.outside) {
         if holder.is_alive(tables.seconds()) {
             return Inserted::Exists;
@@ -442,7 +442,11 @@ pub fn end_dead(key: &MappingKey, tables: impl Tables) -> bool {
     // An owner that is gone has left nothing inside.
     let inside = if is_outer { tables.port(known.owner).map(|owner| owner.network()) } else { None };
     let side = inside.unwrap_or(NetworkId::OUTSIDE);
-    let other_key = MappingKey::new(side, IpProtocol(key.protocol), known.ip, known.port);
+    let protocol = IpProtocol(key.protocol);
+    let other_key = match is_outer {
+        true => MappingKey::inside(side, protocol, known.ip, known.port, key.ip),
+        false => MappingKey::outside(protocol, known.ip, known.port),
+    };
     let other = tables.mapping(&other_key).filter(|other| (other.ip, other.port) == (key.ip, key.port));
     if other.is_some_and(|other| other.is_alive(now)) {
         return false;
@@ -464,6 +468,6 @@ pub fn end_dead(key: &MappingKey, tables: impl Tables) -> bool {
 #[inline(always)]
 pub fn mapped(key: &FlowKey, tables: impl Tables) -> Option<Mapping> {
     tables.enter(Stage::Nat);
-    let outside = MappingKey::new(NetworkId::OUTSIDE, key.protocol(), key.destination, key.destination_port);
+    let outside = MappingKey::outside(key.protocol(), key.destination, key.destination_port);
     tables.mapping(&outside).filter(|mapping| mapping.is_alive(tables.seconds()))
 }

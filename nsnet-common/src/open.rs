@@ -6,7 +6,7 @@ use crate::datagram::{Datagram, Kind};
 use crate::layout::{About, AddressKey, Flow, NetworkId, Policy, Port, PortId, policy_flags};
 use crate::nat;
 use crate::packet::Packet;
-use crate::publish::{self, published};
+use crate::publish::{self, published, published_since};
 use crate::route::fits;
 use crate::scratch::Scratch;
 use crate::tables::{Hop, Route, Stage, Tables};
@@ -166,7 +166,7 @@ pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -
     let may_open = scratch.datagram.kind != Kind::Tcp || scratch.datagram.is_syn();
     if may_open
         && !is_never_routed(&scratch.datagram.key.source)
-        && let Some(place) = published(scratch, tables)
+        && let Some(place) = published(scratch, tables).or_else(|| published_since(scratch, tables))
     {
         return publish::from_outside(uplink, place, scratch, tables);
     }
@@ -301,7 +301,7 @@ fn is_loopback(ip: &IpAddress) -> bool {
 
 /// Addresses that no router passes on, as source or destination: RFC 1812 section 5.3.7, RFC 6890, RFC 4291 section 2.5.
 #[inline(never)]
-fn is_never_routed(ip: &IpAddress) -> bool {
+pub(crate) fn is_never_routed(ip: &IpAddress) -> bool {
     match ip.as_v4() {
         // This network, loopback, link-local, multicast, reserved and broadcast.
         Some([0 | 127 | 224..=255, ..] | [169, 254, ..]) => true,

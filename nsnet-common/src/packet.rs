@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::checksum::Delta;
+use crate::checksum::{Delta, Sum};
 #[cfg(any(test, feature = "std"))]
 use crate::layout::WHOLE_BYTES;
 use crate::layout::{Port, Whole};
@@ -75,6 +75,10 @@ pub trait Packet {
 
     /// Copies the frame to the start of `whole`, with at least three zeros behind it; `None` when it is too long.
     fn copy_out(&self, whole: &mut Whole) -> Option<()>;
+
+    /// Whether the bytes from `at` to `end`, with `more`, have a right checksum among them (RFC 1071); by way of `whole`.
+    /// `false` for a frame that is too long for that.
+    fn has_right_sum(&self, whole: &mut Whole, at: usize, end: usize, more: Sum) -> bool;
 
     /// Makes the frame one whose content is ours to write: what is in `whole` is all that is left of it. When the kernel was
     /// to fill in a transport checksum, that is done in `whole`: its header is at `at`, the field at `checksum_at`, or 0
@@ -162,6 +166,19 @@ impl Packet for Buffer {
         whole.bytes.get_mut(..length)?.copy_from_slice(&self.bytes);
         whole.bytes.get_mut(length..length + 3)?.fill(0);
         Some(())
+    }
+
+    fn has_right_sum(&self, whole: &mut Whole, at: usize, end: usize, more: Sum) -> bool {
+        if self.copy_out(whole).is_none() {
+            return false;
+        }
+        let Some(bytes) = self.bytes.get(at..end) else { return false };
+        let words = bytes.chunks(2).map(|word| match word {
+            [first, second] => (*first, *second),
+            // The last one, of an odd number.
+            other => (other.iter().sum(), 0),
+        });
+        words.fold(more, |sum, (first, second)| sum.bytes(first, second)).finish() == 0
     }
 
     fn give_up(&mut self, _whole: &mut Whole, _at: usize, _checksum_at: usize) -> Option<()> {

@@ -2,8 +2,8 @@
 
 use crate::conntrack::{self, Pair};
 use crate::datagram::Kind;
-use crate::layout::{Mapping, NetworkId, Port, flow_flags};
-use crate::open::{Lead, begin, check_opens, mac_of};
+use crate::layout::{Mapping, Port, flow_flags};
+use crate::open::{Lead, begin, check_opens, is_never_routed, mac_of};
 use crate::scratch::Scratch;
 use crate::tables::{Route, Stage, Tables};
 use crate::verdict::DropReason;
@@ -11,31 +11,67 @@ use crate::wire::{IpAddress, Mac};
 
 /// The published entry that the packet is to, if it is to one of the host's addresses.
 #[inline(never)]
-pub(crate) fn published(scratch: &mut Scratch, tables: impl Tables) -> Option<u32> {
+pub(crate) fn published(scratch: &Scratch, tables: impl Tables) -> Option<u32> {
     tables.enter(Stage::Publish);
-    let Scratch { datagram, hop, .. } = scratch;
-    let key = &datagram.key;
-    if !matches!(datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
+    let key = &scratch.datagram.key;
+    if !matches!(scratch.datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         return None;
     }
     let port = u16::from_be_bytes(key.destination_port);
-    if let Some(place) = tables.published(key.protocol(), key.destination, port) {
-        return Some(place);
-    }
-    let any = if key.is_v4() { IpAddress::v4([0; 4]) } else { IpAddress::UNSPECIFIED };
-    let place = tables.published(key.protocol(), any, port)?;
     // Every address of the host's, and no other: an uplink may bring what the host is to route.
-    if tables.is_local(key.destination) {
-        return Some(place);
-    }
-    if key.side != NetworkId::OUTSIDE {
+    tables
+        .published(key.protocol(), key.destination, port)
+        .or_else(|| published_everywhere(scratch, tables).filter(|_| tables.is_local(key.destination)))
+}
+
+/// The entry that is published at every address of the host's.
+#[inline(always)]
+fn published_everywhere(scratch: &Scratch, tables: impl Tables) -> Option<u32> {
+    let key = &scratch.datagram.key;
+    let any = if key.is_v4() { IpAddress::v4([0; 4]) } else { IpAddress::UNSPECIFIED };
+    tables.published(key.protocol(), any, u16::from_be_bytes(key.destination_port))
+}
+
+/// The same for a packet from outside, to an address that the host has got since the control plane looked (DHCP).
+#[inline(never)]
+pub(crate) fn published_since(scratch: &mut Scratch, tables: impl Tables) -> Option<u32> {
+    if !matches!(scratch.datagram.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         return None;
     }
-    // The host may have got the address since the control plane looked (DHCP). Its routes know at once, but give one
-    // answer for "the host's own", "broadcast" and "no route": good enough for what somebody outside sent to the
-    // host's MAC, and not for what a namespace sends anywhere.
+    let place = published_everywhere(scratch, tables)?;
     let gateway = tables.port(tables.policy(tables.publish(place)?.network)?.gateway)?;
-    (tables.route(gateway.ifindex(), key, hop) == Route::Local).then_some(place)
+    is_new_address(gateway.ifindex(), scratch, tables).then_some(place)
+}
+
+/// Whether the packet is to an address of the host's that is not in the tables.
+///
+/// The host's routes know at once, but have one answer for "the host's own", "broadcast" and "no route". Where there is no
+/// route to an address, there is none to those beside it; and broadcast addresses are known like the host's own, but for
+/// those of subnets that came later.
+#[inline(never)]
+fn is_new_address(from: u32, scratch: &mut Scratch, tables: impl Tables) -> bool {
+    let Scratch { datagram, hop, .. } = scratch;
+    let key = &datagram.key;
+    if is_never_routed(&key.destination) || tables.is_broadcast(key.destination) {
+        return false;
+    }
+    if tables.route(from, key, hop) != Route::Local {
+        return false;
+    }
+    [1, 2].into_iter().any(|bit| is_forwarded_beside(bit, from, scratch, tables))
+}
+
+/// Whether the address that differs from the packet's destination in these bits is one beyond the host.
+#[inline(never)]
+fn is_forwarded_beside(bits: u8, from: u32, scratch: &mut Scratch, tables: impl Tables) -> bool {
+    let Scratch { datagram, hop, .. } = scratch;
+    // In place, to spare the stack a tuple.
+    let IpAddress([.., last]) = &mut datagram.key.destination;
+    *last ^= bits;
+    let route = tables.route(from, &datagram.key, hop);
+    let IpAddress([.., last]) = &mut datagram.key.destination;
+    *last ^= bits;
+    route == Route::Forward
 }
 
 /// A new flow from an uplink to the published entry at `place`. The namespace sees the client's own address.

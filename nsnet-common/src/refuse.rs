@@ -104,7 +104,8 @@ impl DropReason {
             | Self::NoUplink
             | Self::AddressChanged
             | Self::OwnSource
-            | Self::Busy => None,
+            | Self::Busy
+            | Self::IcmpChecksum => None,
         }
     }
 }

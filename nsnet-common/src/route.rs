@@ -110,6 +110,7 @@ fn refresh(from: &Port, scratch: &mut Scratch, age: Age, now: u32, tables: impl 
         scratch.is_known = false;
         return Ok(());
     }
+    scratch.is_grown_by |= conntrack::is_settled(scratch, age);
     if from.is_uplink() || scratch.flow.about.other_side != NetworkId::OUTSIDE {
         return Ok(());
     }

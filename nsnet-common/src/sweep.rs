@@ -166,8 +166,8 @@ mod tests {
     /// Both halves of a mapping of one endpoint, until these seconds.
     fn with_mapping(tables: &MemoryTables, inner: u32, outer: u32) -> [MappingKey; 2] {
         let (ip, external) = (IpAddress::v4([10, 1, 0, 2]), IpAddress::v4([198, 51, 100, 1]));
-        let inside = MappingKey::new(INSIDE, IpProtocol::UDP, ip, [1, 2]);
-        let outside = MappingKey::new(NetworkId::OUTSIDE, IpProtocol::UDP, external, [9, 9]);
+        let inside = MappingKey::inside(INSIDE, IpProtocol::UDP, ip, [1, 2], external);
+        let outside = MappingKey::outside(IpProtocol::UDP, external, [9, 9]);
         let halves = [
             (inside, Mapping { ip: external, port: [9, 9], owner: OWNER, until: inner }),
             (outside, Mapping { ip, port: [1, 2], owner: OWNER, until: outer }),

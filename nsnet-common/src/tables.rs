@@ -318,6 +318,9 @@ pub trait Tables: Copy {
     /// Whether an address is the host's own.
     fn is_local(&self, ip: IpAddress) -> bool;
 
+    /// Whether an address is the broadcast address of one of the host's subnets.
+    fn is_broadcast(&self, ip: IpAddress) -> bool;
+
     /// Whether `is_it` says so of any of the host's addresses.
     fn any_local<F: FnMut(IpAddress) -> bool>(&self, is_it: &mut F) -> bool;
 

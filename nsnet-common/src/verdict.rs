@@ -151,6 +151,7 @@ drop_reasons! {
     AddressChanged = 46, "address-changed", "The host no longer has the address that the flow was given.";
     OwnSource = 47, "own-source", "A packet from outside claims to come from a namespace.";
     Busy = 48, "busy", "Another CPU was removing what stood in the way of the new flow; the next packet finds it gone.";
+    IcmpChecksum = 49, "icmp-checksum", "The ICMP error about a flow's packet has a wrong checksum, or is too long to be summed.";
 }
 
 impl DropReason {

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes, bpf_tail_call,
 };
 use aya_ebpf::programs::TcContext;
-use nsnet_common::checksum::Delta;
+use nsnet_common::checksum::{Delta, Sum};
 use nsnet_common::layout::{PIECE_BYTES, Port, PortId, WHOLE_BYTES, Whole};
 use nsnet_common::packet::{Packet, Wire};
 use nsnet_common::tables::Tables;
@@ -359,6 +359,19 @@ impl Packet for TcFrame {
         (status == 0).then_some(())
     }
 
+    #[inline(never)]
+    fn has_right_sum(&self, whole: &mut Whole, at: usize, end: usize, more: Sum) -> bool {
+        let end = end & (WHOLE_BYTES - 1);
+        if self.copy_out(whole).is_none() || end > self.len() as usize {
+            return false;
+        }
+        // What is behind the packet is no part of it.
+        let Some(behind) = whole.bytes.get_mut(end..end + 3) else { return false };
+        behind.fill(0);
+        let sum = folded(sum_of(whole, at, end as u32));
+        more.word(u16::from_be(sum)).finish() == 0
+    }
+
     /// Whether a checksum is partial no helper tells. But the kernel does not cut a frame into its field: one that can be
     /// cut behind the first byte of the transport header has none.
     ///
@@ -447,16 +460,27 @@ pub(crate) unsafe fn refill(skb: *mut __sk_buff, header: u32, from: *const u8, l
 /// pseudo-header, and what is to be summed begins at `at` (skb_checksum_help(), net/core/dev.c).
 #[inline(always)]
 fn fill_in(whole: &mut Whole, at: usize, checksum_at: usize, length: u32) -> Option<()> {
+    let checksum = match !folded(sum_of(whole, at, length)) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    whole.bytes.get_mut(checksum_at..checksum_at + 2)?.copy_from_slice(&checksum.to_ne_bytes());
+    Some(())
+}
+
+/// Sums what is in `whole` from `at` to `end`, behind which there are three zeros.
+#[inline(always)]
+fn sum_of(whole: &mut Whole, at: usize, end: u32) -> u32 {
     // As much as the helper took at a time before Linux 6.13.
     const CHUNK: u32 = 512;
     let mut sum = 0;
     let mut from = at as u32;
     for _ in 0..=WHOLE_BYTES as u32 / CHUNK {
-        if from >= length {
+        if from >= end {
             break;
         }
-        // In words; behind the frame there are zeros.
-        let size = ((length - from + 3) & !3).min(CHUNK);
+        // In words.
+        let size = ((end - from + 3) & !3).min(CHUNK);
         let start = from as usize & (WHOLE_BYTES - 1);
         // SAFETY: what begins below WHOLE_BYTES has room for a chunk.
         sum = unsafe {
@@ -465,12 +489,13 @@ fn fill_in(whole: &mut Whole, at: usize, checksum_at: usize, length: u32) -> Opt
         } as u32;
         from += CHUNK;
     }
+    sum
+}
+
+/// A sum in 16 bits, in the byte order in which it was summed.
+#[inline(always)]
+fn folded(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     let twice = (once & 0xffff) + (once >> 16);
-    let checksum = match !(twice as u16) {
-        0 => 0xffff,
-        checksum => checksum,
-    };
-    whole.bytes.get_mut(checksum_at..checksum_at + 2)?.copy_from_slice(&checksum.to_ne_bytes());
-    Some(())
+    twice as u16
 }

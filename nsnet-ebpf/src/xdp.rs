@@ -6,6 +6,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
+use nsnet_common::checksum::Sum;
 use nsnet_common::layout::{Port, PortId, Whole};
 use nsnet_common::packet::{Packet, Wire};
 
@@ -134,6 +135,11 @@ impl Packet for XdpFrame {
     #[inline(always)]
     fn copy_out(&self, _whole: &mut Whole) -> Option<()> {
         None
+    }
+
+    #[inline(always)]
+    fn has_right_sum(&self, _whole: &mut Whole, _at: usize, _end: usize, _more: Sum) -> bool {
+        false
     }
 
     #[inline(always)]

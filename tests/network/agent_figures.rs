@@ -173,8 +173,8 @@ fn what_is_dead_is_swept() -> Result<()> {
     let owner = PortId::from_ifindex(of_host.existing_link(&c1.port)?.index);
     let (inside, outside) = (IpAddress::v4([192, 168, 15, 1]), IpAddress::v4([192, 168, 1, 1]));
     let halves = [
-        (MappingKey::new(NetworkId(1), IpProtocol::UDP, inside, [1, 1]), outside, [2, 2]),
-        (MappingKey::new(NetworkId::OUTSIDE, IpProtocol::UDP, outside, [2, 2]), inside, [1, 1]),
+        (MappingKey::inside(NetworkId(1), IpProtocol::UDP, inside, [1, 1], outside), outside, [2, 2]),
+        (MappingKey::outside(IpProtocol::UDP, outside, [2, 2]), inside, [1, 1]),
     ];
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?.tv_sec() as u32;
     for (key, ip, port) in halves {

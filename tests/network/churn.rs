@@ -1,4 +1,4 @@
-//! Namespaces that come and go, many times: nothing grows. 300 times, or as often as NSNET_CHURN says.
+//! Namespaces that come and go, many times: nothing grows. 150 times, or as often as NSNET_CHURN says.
 
 use std::time::Instant;
 
@@ -24,7 +24,8 @@ struct Size {
     files: Vec<usize>,
 }
 
-fn traced(lab: &Lab, line: &str) -> Result<Run> {
+/// A verb that has to be done, under a tracer.
+pub(crate) fn traced(lab: &Lab, line: &str) -> Result<Run> {
     let words = line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), |name| lab.name(name)));
     let run = tracer::run(&mut lab.command(words), &[])?;
     ensure!(run.code == Some(0), "`{line}`: {}", run.stderr);
@@ -49,7 +50,7 @@ fn measure(lab: &Lab) -> Result<(Size, u64)> {
 
 #[test]
 fn namespaces_that_come_and_go() -> Result<()> {
-    let rounds: usize = std::env::var("NSNET_CHURN").map_or(Ok(300), |text| text.parse())?;
+    let rounds: usize = std::env::var("NSNET_CHURN").map_or(Ok(150), |text| text.parse())?;
     let bed = Bed::inside(lab()?, &format!("{DUAL} --masquerade"), &["red", "blue"])?;
     let lab = &bed.lab;
     let started = Instant::now();

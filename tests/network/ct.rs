@@ -224,8 +224,8 @@ fn a_flush_takes_both_directions_and_what_is_left_of_them() -> Result<()> {
     let (inside, external) =
         (IpAddress::from(std::net::IpAddr::V4(bed.at("blue").v4)), IpAddress::v4([198, 51, 100, 1]));
     let keys = [
-        MappingKey::new(NetworkId(1), protocol, inside, 3u16.to_be_bytes()),
-        MappingKey::new(NetworkId::OUTSIDE, protocol, external, 20003u16.to_be_bytes()),
+        MappingKey::inside(NetworkId(1), protocol, inside, 3u16.to_be_bytes(), external),
+        MappingKey::outside(protocol, external, 20003u16.to_be_bytes()),
     ];
     let mut mappings = tables.hash::<MappingKey, Mapping>(names::MAPPINGS)?;
     for (key, other) in [(keys[0], keys[1]), (keys[1], keys[0])] {
@@ -288,9 +288,11 @@ fn what_is_detached_leaves_no_flows_to_the_next() -> Result<()> {
     hairpin[0].1.about.other_side = NetworkId(1);
     hairpin[1].0 = hairpin[0].1.other_key(&hairpin[0].0);
     tables.insert(true, &hairpin)?;
-    let end =
-        |side, ip: [u8; 4], port: u16| MappingKey::new(side, IpProtocol::UDP, IpAddress::v4(ip), port.to_be_bytes());
-    let keys = [end(NetworkId(1), bed.at("blue").v4.octets(), 9), end(NetworkId::OUTSIDE, [198, 51, 100, 1], 20009)];
+    let (inside, external) = (IpAddress::v4(bed.at("blue").v4.octets()), IpAddress::v4([198, 51, 100, 1]));
+    let keys = [
+        MappingKey::inside(NetworkId(1), IpProtocol::UDP, inside, 9u16.to_be_bytes(), external),
+        MappingKey::outside(IpProtocol::UDP, external, 20009u16.to_be_bytes()),
+    ];
     let mut mappings = tables.hash::<MappingKey, Mapping>(names::MAPPINGS)?;
     for (key, other) in [(keys[0], keys[1]), (keys[1], keys[0])] {
         mappings.insert(key, Mapping { ip: other.ip, port: other.port, owner: blue, until: tables.now + 60 }, 0)?;

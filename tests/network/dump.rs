@@ -30,7 +30,8 @@ impl Dumper {
         };
         let tables = names.map(open).collect::<Result<Vec<_>>>()?;
         let pinned = fs::read_dir(&folder)?.count();
-        ensure!(pinned == tables.len() + 1, "{pinned} tables are pinned, {} are known", tables.len() + 1);
+        // Beside these: the table of programs, and what tells their build.
+        ensure!(pinned == tables.len() + 2, "{pinned} tables are pinned, {} are known", tables.len() + 2);
         Ok(Self { tables })
     }
 
@@ -43,6 +44,7 @@ impl Dumper {
                 if value != zeros {
                     entries.insert(key.to_vec(), value.to_vec());
                 }
+                Ok(())
             })?;
             Ok((*name, entries))
         };

@@ -85,21 +85,29 @@ fn flooding_has_a_limit() -> Result<()> {
     let bed = Bed::new(V4, &["red", "blue"])?;
     let (red, blue) = (bed.at("red"), bed.at("blue"));
     let frame = packet(red, Mac::BROADCAST, 64);
-    let before = (bed.stats()?[&red.port], bed.drops()?);
     let socket = red.run(|| RawSocket::open(&red.ifname))?;
-    // More than a burst: 40,000 copies and 200,000 a second, of which each frame makes two.
-    let sent = 150_000;
-    for _ in 0..sent {
-        socket.send(&frame)?;
-    }
     let port = red.port.clone();
-    until(Duration::from_secs(3), || Ok(bed.stats()?[&port].rx - before.0.rx >= sent))?;
-    let grown = bed.stats()?[&red.port] - before.0;
-    let dropped = growth(&before.1, &bed.drops()?);
-    let limited = dropped.get(&(red.port.clone(), "flood-limit".to_owned())).copied().unwrap_or(0);
-    assert_eq!((grown.rx, grown.flooded + limited), (sent, sent), "{dropped:?}");
-    assert!(limited > 0, "nothing was limited");
-    assert!(grown.flooded >= 20_000, "only {} were flooded", grown.flooded);
+    // Who gets no time to send so many a second is not limited: then again.
+    let mut is_limited = false;
+    for _ in 0..10 {
+        let before = (bed.stats()?[&port], bed.drops()?);
+        // More than a burst: 40,000 copies and 200,000 a second, of which each frame makes two.
+        let sent = 150_000;
+        for _ in 0..sent {
+            socket.send(&frame)?;
+        }
+        until(Duration::from_secs(3), || Ok(bed.stats()?[&port].rx - before.0.rx >= sent))?;
+        let grown = bed.stats()?[&port] - before.0;
+        let dropped = growth(&before.1, &bed.drops()?);
+        let limited = dropped.get(&(port.clone(), "flood-limit".to_owned())).copied().unwrap_or(0);
+        assert_eq!((grown.rx, grown.flooded + limited), (sent, sent), "{dropped:?}");
+        assert!(grown.flooded >= 20_000, "only {} were flooded", grown.flooded);
+        is_limited = limited > 0;
+        if is_limited {
+            break;
+        }
+    }
+    assert!(is_limited, "nothing was limited");
     // The port's other traffic is not limited, and other ports are not concerned.
     assert!(red.reaches(IpAddr::V4(blue.v4))? && blue.reaches(IpAddr::V4(red.v4))?);
     assert_eq!(shoot(&bed, "blue", &[packet(blue, Mac::BROADCAST, 64)])?.at("red").len(), 1);

@@ -8,6 +8,8 @@
 //!   packet, dissect  IP packets in plain fields: made, and read again
 //!   shot         forged frames, and where each arrived
 //!   world        all that exists in a lab, to compare before and after
+//!   stream, object   packets that go on all the time; other programs than the binary's
+//!   terminal     a program on a terminal of its own
 //!   file         files of plan and apply, on stdin
 //!
 //!   scenarios  what people do by hand today             lifecycle  twice, otherwise, in use, on two hosts, and down
@@ -25,10 +27,14 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
-//!   networks   apart, opened and internal              bench      a very short run of it
 //!   xdp        the accelerator, in every mixture of modes
+//!   nat_addresses  those that come later, and two       nat_hairpin    published ports from inside
+//!   networks   apart, opened and internal               bench      a very short run of it
+//!   see        rates, the view on a terminal
 //!   declare    files: made, kept, changed, refused      drift      what was changed behind our back, kind by kind
 //!   examples   those that are shipped                   crowd      hundreds at once
+//!   pins       those that others made                   closed     a port whose program is gone
+//!   upgrade    other programs while packets go on; upgrade_maps, _cut (off), _others (beside those of others)
 //!
 //!   agent_bed  an agent, and what it answers
 //!   agent      how it lives and dies                    agent_follow   addresses and uplinks that change
@@ -47,6 +53,7 @@ mod bench;
 mod boot;
 mod capture;
 mod churn;
+mod closed;
 mod crash;
 mod crowd;
 mod ct;
@@ -71,6 +78,8 @@ mod isolation;
 mod leak;
 mod lifecycle;
 mod limits;
+mod nat_addresses;
+mod nat_hairpin;
 mod nat_in;
 mod nat_life;
 mod nat_out;
@@ -79,20 +88,29 @@ mod nat_tcp;
 mod neighbours;
 mod netfilter;
 mod networks;
+mod object;
 mod outside;
 mod outside_bed;
 mod packet;
+mod pins;
 mod publish_verbs;
 mod races;
 mod reach;
 mod scenarios;
 mod secure;
+mod see;
 mod shot;
 mod sockets;
 mod stale;
+mod stream;
 mod switching;
+mod terminal;
 mod tracer;
 mod traffic;
 mod undo;
+mod upgrade;
+mod upgrade_cut;
+mod upgrade_maps;
+mod upgrade_others;
 mod world;
 mod xdp;

@@ -114,16 +114,21 @@ impl Outside {
 
     /// A network with both families and these options, masqueraded or not.
     pub(crate) fn plain(options: &str, clients: &[&str], ghosts: &[&str]) -> Result<Self> {
-        let mut lab = lab()?;
+        let mut outside = Self::inside(lab()?, options, clients)?;
+        for name in ghosts {
+            outside.add_ghost("v-net-0", name)?;
+        }
+        Ok(outside)
+    }
+
+    /// The same in a lab that is there, without ghosts.
+    pub(crate) fn inside(mut lab: Lab, options: &str, clients: &[&str]) -> Result<Self> {
         let [wan, far] = surroundings(&mut lab)?;
         let guard = LeakGuard::start(&wan, lab.ns("host")?)?;
         let bed = Bed::inside(lab, &format!("{DUAL} {options}"), clients)?;
-        let mut outside = Self { guard, bed, wan, far };
+        let outside = Self { guard, bed, wan, far };
         for name in clients {
             hurry(&outside.bed.at(name).ns)?;
-        }
-        for name in ghosts {
-            outside.add_ghost("v-net-0", name)?;
         }
         Ok(outside)
     }

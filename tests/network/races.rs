@@ -12,7 +12,7 @@ use nsnet::lab::Lab;
 use nsnet::lab::ping::ping;
 use nsnet::lab::random::Random;
 
-use super::bed::{Bed, DUAL, V4, lab};
+use super::bed::{Bed, V4, lab};
 use super::world::World;
 
 /// Starts a verb.
@@ -125,76 +125,5 @@ pub(crate) fn killed(lab: &Lab, line: &str, undo: &str, tries: u32, works: &dyn 
         assert_eq!(after, before, "{}", what());
     }
     ensure!(cut > tries / 4, "only {cut} of {tries} were killed before their end");
-    Ok(())
-}
-
-#[test]
-fn attach_killed() -> Result<()> {
-    let bed = Bed::new(DUAL, &["blue"])?;
-    bed.lab.nsnet("ns add @red")?;
-    let host = bed.at("host");
-    let answers = || {
-        let red = bed.lab.json("attach v-net-0 @red")?;
-        let ip = red["ip"][0].as_str().context("no address")?.parse()?;
-        ensure!(host.reaches(ip)?, "red does not answer");
-        Ok(())
-    };
-    killed(&bed.lab, "attach v-net-0 @red", "detach v-net-0 @red", 40, &answers)?;
-    bed.lab.nsnet("down")?;
-    let left = World::of(&bed.lab)?;
-    assert_eq!((left.pins, left.file), (Vec::new(), None));
-    Ok(())
-}
-
-#[test]
-fn the_first_network_killed() -> Result<()> {
-    let lab = lab()?;
-    lab.nsnet("ns add @red")?;
-    let works = || {
-        lab.nsnet("attach v-net-0 @red")?;
-        lab.nsnet("detach v-net-0 @red").map(drop)
-    };
-    killed(&lab, "network add v-net-0 --subnet 192.168.15.0/24 fd15::/64", "network del v-net-0", 15, &works)
-}
-
-#[test]
-fn publish_killed() -> Result<()> {
-    let bed = Bed::new(DUAL, &["red"])?;
-    let specs: Vec<String> = (8001..8101).step_by(2).map(|port| format!("{port}:80")).collect();
-    let (add, del) = (format!("publish add @red {}", specs.join(" ")), format!("publish del @red {}", specs.join(" ")));
-    let works = || {
-        let listed = bed.lab.json("publish list")?;
-        ensure!(listed.as_array().map(Vec::len) == Some(specs.len()), "{listed}");
-        Ok(())
-    };
-    // The reserved ports are part of what must be as before.
-    killed(&bed.lab, &add, &del, 30, &works)
-}
-
-#[test]
-fn ns_add_killed() -> Result<()> {
-    let lab = lab()?;
-    let works = || lab.nsnet("ns exec @a -- true").map(drop);
-    killed(&lab, "ns add @a @b @c @d", "ns del @a @b @c @d", 15, &works)
-}
-
-#[test]
-fn down_killed() -> Result<()> {
-    let lab = lab()?;
-    let before = World::of(&lab)?;
-    let mut random = Random::new(11);
-    for number in 0..10 {
-        let names = ["red", "blue", "orange"];
-        for line in ["ns add @red @blue @orange", "network add v-net-0 --subnet 192.168.15.0/24"] {
-            lab.nsnet(line)?;
-        }
-        names.iter().try_for_each(|name| lab.nsnet(&format!("attach v-net-0 @{name}")).map(drop))?;
-        let mut child = start(&lab, "down")?;
-        thread::sleep(Duration::from_millis(random.below(60) as u64));
-        child.kill()?;
-        child.wait()?;
-        lab.nsnet("down").with_context(|| format!("try {number}"))?;
-        assert_eq!(World::of(&lab)?, before, "try {number}");
-    }
     Ok(())
 }

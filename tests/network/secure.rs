@@ -83,7 +83,7 @@ fn what_is_no_network_namespace_is_refused_whoever_made_it_look_so() -> Result<(
     lab.make("other")?;
     lab.nsnet(NETWORK)?;
     let names = Path::new("/run/netns");
-    let _of_another_kind = Alias::of(&lab, "mnt", Path::new("/proc/self/ns/mnt"))?;
+    let _of_another_kind = Alias::of(&lab, "uts", Path::new("/proc/self/ns/uts"))?;
     let _a_file = Alias::of(&lab, "proc", Path::new("/proc/version"))?;
     let link = Scratch(names.join(lab.name("link")));
     symlink(names.join(lab.name("other")), &link.0)?;
@@ -94,7 +94,7 @@ fn what_is_no_network_namespace_is_refused_whoever_made_it_look_so() -> Result<(
     let folder = Scratch(names.join(lab.name("folder")));
     fs::create_dir(&folder.0)?;
     let before = World::of(&lab)?;
-    for name in ["mnt", "proc", "link", "dangling", "pipe", "folder"] {
+    for name in ["uts", "proc", "link", "dangling", "pipe", "folder"] {
         for line in ["ns add @NAME", "attach v-net-0 @NAME", "cable add @NAME @other", "ns exec @NAME -- true"] {
             let line = line.replace("NAME", name);
             let output = lab.try_nsnet(&line)?;
@@ -280,6 +280,8 @@ fn folders_of_others_are_not_used() -> Result<()> {
     let mut lab = lab()?;
     lab.make("red")?;
     let before = World::of(&lab)?;
+    let lock = format!("/run/nsnet/{:x}.lock", lab.ns("host")?.cookie()?);
+    let link = format!("rm -f {lock}; ln -s /run/theirs {lock}");
     for (what, prepare) in [
         ("not root's", "chown 65534 /run/nsnet"),
         ("others than root have access", "chmod 0755 /run/nsnet"),
@@ -288,7 +290,7 @@ fn folders_of_others_are_not_used() -> Result<()> {
         ("others than root have access", "chmod 1777 /run/nsnet/bpf"),
         ("no directory", "umount -l /run/nsnet; rmdir /run/nsnet; touch /run/nsnet"),
         ("no directory", "umount -l /run/nsnet; rmdir /run/nsnet; mkdir /run/theirs; ln -s theirs /run/nsnet"),
-        ("symbolic links", "rm -f /run/nsnet/lock; ln -s /run/theirs /run/nsnet/lock"),
+        ("symbolic links", &link),
     ] {
         let script = format!("{prepare}\nrefused \"{what}\" network add v-net-0 --subnet 192.168.15.0/24");
         let output = shell(&lab, "size=1m", &script)?;
@@ -301,9 +303,10 @@ fn folders_of_others_are_not_used() -> Result<()> {
         rmdir /run/nsnet
         umask 000
         nsnet ns list
-        if nsnet ns add x; then exit 7; fi
+        nsnet ns add "$RED"
         [ "$(stat -c %a /run/nsnet)" = 700 ]
-        [ "$(stat -c %a /run/nsnet/lock)" = 600 ]
+        [ "$(stat -c %a /run/nsnet/*.lock)" = 600 ]
+        nsnet down
     "#;
     let output = shell(&lab, "size=1m", script)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

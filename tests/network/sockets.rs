@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, LpmTrie, Map, MapData};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
 use aya::programs::{CgroupSockAddr, CgroupSockAddrAttachType, loaded_programs};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -21,7 +21,9 @@ use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::netns::NetNs;
 use nsnet::kernel::store::BPFFS;
 use nsnet::lab::{HOST_IP, Lab};
-use nsnet_common::layout::{LAYOUT_VERSION, PortId, Publish, PublishedKey, names, port_prefixes};
+use nsnet_common::layout::{
+    LAYOUT_VERSION, MAX_ORIGINALS, Original, OriginalKey, PortId, Publish, PublishedKey, names, port_prefixes,
+};
 use nsnet_common::wire::{IpAddress, IpProtocol};
 
 use super::bed::{Bed, DUAL, V4, lab, until};
@@ -190,6 +192,48 @@ fn datagrams_to_any_address_of_the_host() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// For a new socket what is remembered of one that was never heard of again is forgotten: that one then sees the namespace's
+/// address, and works.
+#[test]
+fn a_full_table_of_redirected_sockets() -> Result<()> {
+    let bed = published_everywhere(UDP)?;
+    let (red, host) = (bed.at("red"), bed.at("host"));
+    echo(&red.ns, red.v4, INNER)?;
+    host.run(|| {
+        let to = SocketAddr::new(HOST_IP.parse()?, PORT);
+        let connected = || -> Result<UdpSocket> {
+            let client = UdpSocket::bind(("0.0.0.0", 0))?;
+            client.connect(to)?;
+            Ok(client)
+        };
+        let used = connected()?;
+        assert_eq!(echoed(&used, None)?, to);
+        // More than a CPU keeps for itself (128), which others' new ones do not push out.
+        let idle = (0..500).map(|_| connected()).collect::<Result<Vec<_>>>()?;
+        // One after the other, as a resolver does it.
+        for _ in 0..MAX_ORIGINALS + MAX_ORIGINALS / 8 {
+            connected()?;
+        }
+        let inner = SocketAddr::new(red.v4.into(), INNER);
+        let mut forgotten = 0;
+        for client in idle {
+            let peer = client.peer_addr()?;
+            ensure!([to, inner].contains(&peer) && echoed(&client, None)? == peer, "{peer}");
+            forgotten += u32::from(peer == inner);
+        }
+        ensure!(forgotten > 0, "it was not full");
+        assert_eq!((used.peer_addr()?, echoed(&used, None)?), (to, to));
+        let last = connected()?;
+        assert_eq!((last.peer_addr()?, echoed(&last, None)?), (to, to));
+        Ok(())
+    })?;
+    let table = MapData::from_pin(pins(&bed.lab)?.join("maps").join(names::ORIGINALS))?;
+    let table = HashMap::<_, OriginalKey, Original>::try_from(Map::LruHashMap(table))?;
+    let entries = table.keys().count();
+    ensure!(entries <= MAX_ORIGINALS as usize && entries > MAX_ORIGINALS as usize * 9 / 10, "{entries} entries");
+    Ok(())
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn what_is_left_of_a_host_is_removed_by_the_next_verb_of_another() -> Result<()>
     // What others may have put there, of the same host.
     fs::write(Path::new(RUN).join(format!("{key}.flows")), "")?;
     let left = belongings(&key)?;
-    ensure!(left.len() == 4, "the file, the flows, the pins and the mark: {left:?}");
+    ensure!(left.len() == 5, "the file, its lock, the flows, the pins and the mark: {left:?}");
     named::delete(&one.name("host"))?;
     swept(&other, &key)?;
     // It is not there for those who come later, and what it has made is nobody's: as any namespace it may be used.
@@ -87,7 +87,7 @@ fn a_host_without_a_dataplane_is_removed_too() -> Result<()> {
     let (one, other) = (lab()?, lab()?);
     one.nsnet("ns add @red")?;
     let key = key_of(&one)?;
-    ensure!(belongings(&key)?.len() == 2, "the file and the mark: {:?}", belongings(&key)?);
+    ensure!(belongings(&key)?.len() == 3, "the file, its lock and the mark: {:?}", belongings(&key)?);
     named::delete(&one.name("host"))?;
     swept(&other, &key)?;
     named::delete(&one.name("red"))?;

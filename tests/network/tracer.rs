@@ -295,6 +295,9 @@ fn describe(pid: Pid, number: i64, arguments: &[u64; 6]) -> Option<Call> {
         libc::SYS_renameat | libc::SYS_renameat2 => {
             call("rename", path_at(fourth), true, &[ENOSPC, ENOMEM, EBUSY, EIO])
         }
+        libc::SYS_link => call("link", path_at(second), true, &[ENOSPC, ENOMEM, EROFS]),
+        libc::SYS_linkat => call("link", path_at(fourth), true, &[ENOSPC, ENOMEM, EROFS]),
+        libc::SYS_membarrier => call("membarrier", String::new(), false, &[EPERM]),
         libc::SYS_unlink => call("unlink", path_at(first), true, &[EBUSY, ENOMEM, EROFS, EPERM]),
         libc::SYS_rmdir => call("rmdir", path_at(first), true, &[EBUSY, ENOMEM, EROFS]),
         libc::SYS_unlinkat => call("unlink", path_at(second), true, &[EBUSY, ENOMEM, EROFS, EPERM]),

@@ -5,9 +5,13 @@ use std::collections::{BTreeMap, HashMap as Wanted};
 use std::hash::Hash;
 use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use crate::clock::monotonic;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::DevMap;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
@@ -29,11 +33,12 @@ use nsnet_common::cases::world::{
 };
 use nsnet_common::layout::{
     AddressKey, DropKey, Dropped, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey, HELD_BYTES, Held,
-    HeldKey, Holding, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters, PortId, Publish,
-    PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
+    HeldKey, Holding, MAX_MAPPINGS, MAX_PORTS, Mapping, MappingKey, Network, NetworkId, Policy, Port, PortCounters,
+    PortId, Publish, PublishedKey, Station, StationKey, SubnetKey, Traffic, Usage, names, port_prefixes,
 };
 use nsnet_common::memory::{MemoryHeld, MemoryTables, mapped_bits};
 use nsnet_common::tables::Route;
+use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 
 /// Ports up to this number are the world's. Entries of higher ones fill a table up.
@@ -45,6 +50,20 @@ const LAST_PUBLISH: u32 = 15;
 const TOTAL_V6: u32 = MAX_PORTS - 1;
 /// The index of the interface that every namespace has.
 const LOOPBACK: u32 = 1;
+
+/// The same, where the bytes are elsewhere.
+pub(crate) struct Seen {
+    pub(crate) action: u32,
+    pub(crate) length: usize,
+    /// That the run took.
+    pub(crate) time: Duration,
+}
+
+/// Where the kernel tells of an open map.
+fn about_of(map: &Map) -> Result<PathBuf> {
+    let Map::HashMap(map) = map else { bail!("not a hash") };
+    Ok(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()).into())
+}
 
 /// What a program did with a frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,6 +105,8 @@ pub(crate) struct Machine {
     young_v4: HashMap<MapData, FlowKey4, Flow4>,
     young_v6: HashMap<MapData, FlowKey, Flow>,
     flows_v4: HashMap<MapData, FlowKey4, Flow4>,
+    flows_v4_about: PathBuf,
+    mappings_about: PathBuf,
     flows_v6: HashMap<MapData, FlowKey, Flow>,
     mappings: HashMap<MapData, MappingKey, Mapping>,
     usage: Array<MapData, Usage>,
@@ -126,6 +147,11 @@ pub(crate) fn outlet(port: Port, name: &str) -> String {
 impl Machine {
     /// Loads the programs and makes an interface for each port, in the calling thread's network namespace.
     pub(crate) fn new(redirect_peer: bool) -> Result<Self> {
+        Self::with_sizes(redirect_peer, &[])
+    }
+
+    /// The same, with these maps of another size.
+    pub(crate) fn with_sizes(redirect_peer: bool, sizes: &[(&str, u32)]) -> Result<Self> {
         // The router advertisements of the cases are not for us.
         std::fs::write("/proc/sys/net/ipv6/conf/default/accept_ra", "0")?;
         let netlink = Netlink::here()?;
@@ -143,7 +169,7 @@ impl Machine {
         let features =
             Features { tcx: true, redirect_peer, peer_scrubs: true, fib_source: true, cgroup: false, set_retval: true };
         let sockets = outside()?;
-        let mut ebpf = open_object_with(features, SECRET)?;
+        let mut ebpf = open_object_with(features, SECRET, sizes)?;
         xdp::load(&mut ebpf)?;
         let mut devices: DevMap<_> =
             ebpf.map_mut(names::XDP_PORTS).context("the object has no map of devices")?.try_into()?;
@@ -152,6 +178,7 @@ impl Machine {
             devices.set(u32::from(port.0), ifindex, None, 0)?;
         }
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
+        let (flows_v4, mappings) = (map(names::FLOWS4)?, map(names::MAPPINGS)?);
         Ok(Self {
             ports: map(names::PORTS)?.try_into()?,
             networks: map(names::NETWORKS)?.try_into()?,
@@ -167,9 +194,11 @@ impl Machine {
             uplinks: map(names::UPLINKS)?.try_into()?,
             young_v4: map(names::YOUNG4)?.try_into()?,
             young_v6: map(names::YOUNG6)?.try_into()?,
-            flows_v4: map(names::FLOWS4)?.try_into()?,
+            flows_v4_about: about_of(&flows_v4)?,
+            flows_v4: flows_v4.try_into()?,
             flows_v6: map(names::FLOWS6)?.try_into()?,
-            mappings: map(names::MAPPINGS)?.try_into()?,
+            mappings_about: about_of(&mappings)?,
+            mappings: mappings.try_into()?,
             usage: map(names::USAGE)?.try_into()?,
             published: map(names::PUBLISHED)?.try_into()?,
             publishes: map(names::PUBLISHES)?.try_into()?,
@@ -256,7 +285,9 @@ impl Machine {
         make_equal(&mut self.fragments, &fragments, |_| true)?;
         let held = tables.held.borrow().iter().map(|(place, held)| (*place, waiting(held))).collect();
         make_equal(&mut self.held, &held, |_| true)?;
-        make_equal(&mut self.locals, &tables.locals.iter().map(|ip| (*ip, 1)).collect(), |_| true)?;
+        let broadcasts = tables.broadcasts.iter().map(|ip| (*ip, 0));
+        let locals = tables.locals.iter().map(|ip| (*ip, 1)).chain(broadcasts).collect();
+        make_equal(&mut self.locals, &locals, |_| true)?;
         self.fill_published(tables)?;
         make_equal(&mut self.stations, &tables.stations.borrow(), |_| true)?;
         make_equal(&mut self.foreign, &tables.foreign.borrow(), is_of_world)?;
@@ -396,18 +427,93 @@ impl Machine {
     }
 
     /// Runs the program of `hook` on a frame at a port's interface; the frame is not sent on, but its copies are.
-    pub(crate) fn run(&mut self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
-        let context = context(hook, self.ifindex(port), frame.len(), gso_size);
+    pub(crate) fn run(&self, hook: Hook, port: PortId, frame: &[u8], gso_size: u32) -> Result<Ran> {
         let mut bytes = vec![0; frame.len() + 64];
+        let Seen { action, length, .. } = self.run_into(hook, port, frame, gso_size, &mut bytes)?;
+        bytes.truncate(length);
+        Ok(Ran { action, bytes })
+    }
+
+    /// The same; what has become of the frame is in the first bytes of `room` then.
+    pub(crate) fn run_into(
+        &self,
+        hook: Hook,
+        port: PortId,
+        frame: &[u8],
+        gso_size: u32,
+        room: &mut [u8],
+    ) -> Result<Seen> {
+        let context = context(hook, self.ifindex(port), frame.len(), gso_size);
         let options = TestRunOptions {
             data_in: Some(frame),
-            data_out: Some(&mut bytes),
+            data_out: Some(room),
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let result = program_in(&mut self.ebpf, program_of(hook))?.test_run(options)?;
-        bytes.truncate(result.data_size_out as usize);
-        Ok(Ran { action: result.return_value, bytes })
+        let name = program_of(hook);
+        let program = self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))?;
+        let program: &SchedClassifier = program.try_into()?;
+        let result = program.test_run(options)?;
+        Ok(Seen { action: result.return_value, length: result.data_size_out as usize, time: result.duration })
+    }
+
+    /// Bytes that the tables of established IPv4 flows and of mappings take, as the kernel counts them.
+    pub(crate) fn flow_memory(&self) -> Result<[u64; 2]> {
+        let bytes = |about: &PathBuf| -> Result<u64> {
+            let text = std::fs::read_to_string(about)?;
+            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+            Ok(line.with_context(|| format!("no memlock in {}", about.display()))?.trim().parse()?)
+        };
+        Ok([bytes(&self.flows_v4_about)?, bytes(&self.mappings_about)?])
+    }
+
+    /// What a port holds; port 0 stands for all flows of IPv4.
+    pub(crate) fn usage_of(&self, port: PortId) -> Result<Usage> {
+        Ok(self.usage.get(&u32::from(port.0), 0)?)
+    }
+
+    /// How many frames of a port were dropped for this reason.
+    pub(crate) fn dropped(&self, port: PortId, reason: DropReason) -> Result<u64> {
+        match self.drops.get(&DropKey { port, reason: reason.code() }, 0) {
+            Ok(cpus) => Ok(cpus.iter().map(|dropped| dropped.traffic.packets).sum()),
+            Err(MapError::KeyNotFound) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets what a port holds.
+    pub(crate) fn set_usage(&mut self, port: PortId, usage: Usage) -> Result<()> {
+        Ok(self.usage.set(u32::from(port.0), usage, 0)?)
+    }
+
+    /// Has the time of all established flows of IPv4 be over.
+    pub(crate) fn kill_flows(&mut self) -> Result<()> {
+        for (key, mut flow) in self.flows_v4.iter().collect::<Result<Vec<_>, _>>()? {
+            (flow.about.seen, flow.about.timeout) = (flow.about.seen - 2, 0);
+            self.flows_v4.insert(key, flow, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every free entry of the mappings, for endpoints of no network that is here.
+    pub(crate) fn fill_mappings(&mut self) -> Result<()> {
+        let until = (monotonic()? / 1_000_000_000) as u32 + 3600;
+        let mapping = Mapping { until, ..Mapping::EMPTY };
+        for number in 0..4 * MAX_MAPPINGS {
+            let [a, b, c, d] = number.to_be_bytes();
+            let endpoint = MappingKey::outside(IpProtocol::UDP, IpAddress::v4([10, 99, a, b]), [c, d]);
+            let key = MappingKey { side: NetworkId(99), ..endpoint };
+            match self.mappings.insert(key, mapping, 0) {
+                Ok(()) => {}
+                Err(_no_room) => return Ok(()),
+            }
+        }
+        bail!("the table takes twice the entries that it was made for")
+    }
+
+    /// How many entries there are of young flows of IPv4.
+    pub(crate) fn count_young(&self) -> Result<usize> {
+        Ok(self.young_v4.keys().collect::<Result<Vec<_>, _>>()?.len())
     }
 }
 

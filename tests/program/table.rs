@@ -14,6 +14,10 @@ use nsnet_tests::scratch::in_new_namespace;
 use crate::clock::{LATE, in_time, monotonic, steady};
 use crate::machine::{Machine, Ran, is_taken};
 
+/// `TC_ACT_REDIRECT`, and `TC_ACT_UNSPEC`, -1 (linux/pkt_cls.h).
+pub(crate) const REDIRECT: u32 = 7;
+pub(crate) const UNSPEC: u32 = u32::MAX;
+
 #[test]
 fn every_case() -> Result<()> {
     in_new_namespace(|| table(Machine::new(true)?))

@@ -150,12 +150,32 @@ fn damaged(is_v4: bool, family: &str) -> Vec<Sequence> {
         let leaves = from(&RED, error(talk.leaving(), is_v4, kind, &got)).dropped(DropReason::IcmpUnrelated);
         all.push(begin.step(comes).step(leaves));
     }
-    // What is not changed is not repaired: a wrong checksum of the error itself stays as wrong as it was.
+    // Where it is wrong: in the field, in what is quoted, and in its last byte, which has no other to make a word with.
     let at = 14 + header + 2;
-    let mut wrong = talk.error_back(L4::Udp, kind, (ROUTER_V4, ROUTER_V6), false);
-    wrong.damage(at);
+    let is_damaged = |mut step: Step, at: usize| {
+        step.frame[at] ^= 1;
+        step.dropped(DropReason::IcmpChecksum)
+    };
+    let back = || talk.error_back(L4::Udp, kind, (ROUTER_V4, ROUTER_V6), false);
+    let mut odd = put(talk.left(), L4::Udp, (3000, 4000), is_v4).hops(63).finish()[14..].to_vec();
+    odd.push(7);
+    let odd = outside(error(talk.with(ROUTER_V4, ROUTER_V6).entering(), is_v4, kind, &odd));
+    let (last, odd_last) = (back().frame.len() - 1, odd.frame.len() - 1);
     all.push(
-        Sequence::new(format!("{family}, an ICMP error with a wrong checksum")).step(talk.out(L4::Udp)).step(wrong),
+        Sequence::new(format!("{family}, ICMP errors with a wrong checksum"))
+            .step(talk.out(L4::Udp))
+            .step(talk.back(L4::Udp))
+            .step(is_damaged(back(), at))
+            .step(is_damaged(back(), last))
+            .step(is_damaged(odd, odd_last))
+            .step(is_damaged(talk.error_out(L4::Udp, kind), at))
+            .step(back()),
+    );
+    // What is behind the packet in the frame is not summed.
+    let mut longer = back();
+    longer.trail(&[1, 2, 3, 4, 5]);
+    all.push(
+        Sequence::new(format!("{family}, ICMP errors with bytes behind them")).step(talk.out(L4::Udp)).step(longer),
     );
     let short = |step: Step| step.with_hops(is_v4, 1).dropped(DropReason::TtlExceeded);
     let in_short = short(talk.error_back(L4::Udp, kind, (ROUTER_V4, ROUTER_V6), false));

@@ -1,13 +1,14 @@
 //! Flows that leave: what they are translated to, how far they have come, when they end.
 
-use crate::layout::{Flow, FlowState, Policy, PortId, flow_flags, policy_flags, whole_seconds};
+use crate::layout::{Flow, FlowState, Policy, PortId, QUARANTINE, flow_flags, policy_flags, whole_seconds};
 use crate::memory::MemoryTables;
 use crate::tables::Route;
 use crate::verdict::DropReason;
 
 use super::sequence::Sequence;
 use super::talk::{ACK, FIN, L4, RST, SYN, Talk, pooled};
-use super::world::{BLACK, BLUE, CYAN, GOLD, HOST, LIME, RED, UPLINK};
+use super::world::{BLACK, BLUE, CYAN, GOLD, HOST, LIME, RED, SECOND_V4, UPLINK};
+use crate::wire::IpAddress;
 
 /// Another host afar.
 const AFAR_2: ([u8; 4], [u8; 16]) = ([198, 51, 100, 10], [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa]);
@@ -50,13 +51,15 @@ fn same(state: FlowState, timeout: u32) -> impl Fn(&MemoryTables) {
     is((state, timeout), (state, timeout))
 }
 
-/// How many seconds ago all flows were seen.
+/// How many seconds ago all flows were seen, by the direction that was seen last.
 fn seen(ago: u32) -> impl Fn(&MemoryTables) {
     move |tables| {
         let now = whole_seconds(tables.clock.get());
         for table in [&tables.young, &tables.flows] {
-            for flow in table.borrow().values() {
-                assert_eq!(now - flow.about.seen, ago, "seconds since it was seen");
+            let table = table.borrow();
+            for (key, flow) in table.iter() {
+                let other = table.get(&flow.other_key(key)).map_or(0, |other| other.about.seen);
+                assert_eq!(now - flow.about.seen.max(other), ago, "seconds since it was seen");
             }
         }
     }
@@ -128,6 +131,24 @@ fn ports(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(blue.out(l4).then(holds(6, 0, 4)));
         all.push(
             first.step(other.out(l4).then(holds(8, 0, 4))).step(other.back(l4.answer())).step(kept.back(l4.answer())),
+        );
+    }
+    // A socket that sends by two addresses of the host's in turn keeps its port at both.
+    let second = (SECOND_V4, UPLINK.ipv6);
+    if is_v4 {
+        let elsewhere = Talk { outer: second, ..red.with(AFAR_2.0, AFAR_2.1) };
+        let source = |ip: [u8; 4]| {
+            move |tables: &mut MemoryTables| {
+                tables.policies.values_mut().for_each(|policy| policy.source_v4 = IpAddress::v4(ip));
+            }
+        };
+        all.push(
+            Sequence::new("IPv4, UDP, by two addresses in turn")
+                .step(red.out(L4::Udp).then(holds(2, 0, 2)))
+                .step(elsewhere.out(L4::Udp).with(source(SECOND_V4)).then(holds(4, 0, 4)))
+                .step(blue.pooled(L4::Udp, 1).out(L4::Udp).with(source(UPLINK.ipv4)).then(holds(6, 0, 6)))
+                .step(red.back(L4::Udp))
+                .step(elsewhere.back(L4::Udp)),
         );
     }
     // Who may send to a mapped endpoint (RFC 4787 section 5): by default, whom it has sent to.
@@ -397,7 +418,11 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(talk.out_again(L4::Udp).after(5).then(seen(0)))
             .step(talk.out(L4::Udp).then(seen(0)))
             .step(talk.out_again(L4::Udp).after(299).then(seen(0)))
-            .step(talk.out_again(L4::Udp).after(299).then(holds(0, 2, 2))),
+            .step(talk.out_again(L4::Udp).after(299).then(holds(0, 2, 2)))
+            // The answers' entry is as old as the first one: it lives by the opener's, and no longer than that.
+            .step(talk.back(L4::Udp).after(250).then(holds(0, 2, 2)))
+            .step(talk.back(L4::Udp).after(50).then(holds(0, 2, 2)))
+            .step(talk.comes(L4::Udp).after(1).then(holds(0, 0, 2))),
         begin("not kept alive from outside")
             .step(talk.back(L4::Udp).after(200).then(seen(200)))
             .step(talk.back(L4::Udp).after(100).then(seen(300)))
@@ -405,6 +430,17 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
         begin("over")
             .step(talk.out(L4::Udp).after(301).then(holds(2, 0, 2)))
             .step(talk.back(L4::Udp).then(holds(0, 2, 2))),
+        // One-way senders: found by one lookup, too, and still known as unanswered.
+        Sequence::new(format!("{family}, UDP, used for a second without an answer"))
+            .step(talk.out(L4::Udp))
+            .step(talk.out(L4::Udp).then(holds(2, 0, 2)))
+            .step(talk.out_again(L4::Udp).after(2).then(holds(0, 2, 2)).then(same(FlowState::UNREPLIED, 300)))
+            .step(talk.out(L4::Udp).then(holds(0, 2, 2)))
+            .step(talk.back(L4::Udp).after(1).then(holds(0, 2, 2)).then(same(FlowState::ESTABLISHED, 300)))
+            .step(talk.back(L4::Udp).then(same(FlowState::ESTABLISHED, 300))),
+        Sequence::new(format!("{family}, TCP, a first segment that is repeated makes nothing grow"))
+            .step(talk.out(FIRST_SYN))
+            .step(talk.out_again(FIRST_SYN).after(2).then(holds(2, 0, 0))),
         Sequence::new(format!("{family}, UDP, each flow keeps the port that they share"))
             .step(talk.out(L4::Udp))
             .step(talk.with(AFAR_2.0, AFAR_2.1).out(L4::Udp).after(250))
@@ -419,7 +455,9 @@ fn ages(is_v4: bool, family: &str) -> Vec<Sequence> {
             .step(talk.back(L4::Tcp(SYN | ACK, 9000, 101, 0))),
         begin("its port rests before it is another's")
             .step(blue.pooled(L4::Udp, 1).out(L4::Udp).after(419).then(holds(2, 2, 4))),
-        begin("its port is another's after that").step(blue.out(L4::Udp).after(421)).step(blue.back(L4::Udp)),
+        begin("its port is another's after that")
+            .step(blue.out(L4::Udp).after(301 + QUARANTINE))
+            .step(blue.back(L4::Udp)),
         Sequence::new(format!("{family}, echo, over"))
             .step(talk.out(L4::Ping))
             .step(talk.back(L4::Pong).after(60))

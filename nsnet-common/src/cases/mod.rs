@@ -32,6 +32,8 @@ mod host;
 mod ipv4;
 mod ipv6;
 mod learn;
+#[cfg(test)]
+mod many;
 pub mod mutate;
 mod nd;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Published ports, from outside and from namespaces; and what from outside gets in nowhere.
 
-use crate::layout::{FlowKey, FlowState, Publish};
+use crate::layout::{FlowKey, FlowState, Publish, QUARANTINE};
 use crate::memory::MemoryTables;
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, Mac};
@@ -117,6 +117,17 @@ fn from_outside() -> Vec<Sequence> {
             .step(by_second.comes(L4::Udp).told(DropReason::PortsExhausted, &UPLINK, [3, 13], 0).then(holds(2, 0, 0)))
             .step(udp.out_first(L4::Udp)),
     );
+    // The host has them, but nsnet has not looked since it got them.
+    for (name, is_v4) in [("IPv4", true), ("IPv6", false)] {
+        let mut talk = publish(&BLUE, is_v4, 443, 8443);
+        talk.outer.0 = SECOND_V4;
+        all.push(
+            Sequence::new(format!("published TCP, an address of {name} that came later"))
+                .with(|tables| tables.locals.clear())
+                .step(talk.back(FIRST_SYN).then(holds(2, 0, 0)))
+                .step(talk.out_first(SECOND)),
+        );
+    }
     let tcp = publish(&RED, true, 80, 8080);
     all.push(
         Sequence::new("published TCP goes on with the old owner")
@@ -156,6 +167,14 @@ fn not_published() -> Vec<Sequence> {
     through.outer.0 = v4("172.16.5.5");
     let mut unrouted = through;
     unrouted.outer.0 = v4("100.64.0.1");
+    let [mut broadcast, mut to_all, mut to_group, mut aside] = [through; 4];
+    broadcast.outer.0 = v4("192.0.2.255");
+    to_all.outer.0 = v4("255.255.255.255");
+    to_group.outer.0 = v4("224.0.0.1");
+    aside.outer.0 = v4("192.168.77.9");
+    let [mut unrouted_v6, mut to_group_v6] = [publish(&BLUE, false, 443, 8443); 2];
+    unrouted_v6.outer.1 = v6("2001:db8:ff::1");
+    to_group_v6.outer.1 = v6("ff02::1");
     let mut all = vec![
         Sequence::new("not published: the host's other address").step(second.comes(FIRST_SYN)),
         Sequence::new("not published: an address that is not the host's").step(through.comes(FIRST_SYN)),
@@ -163,6 +182,16 @@ fn not_published() -> Vec<Sequence> {
             from(&RED, put(RED.to(&HOST).ipv4(RED.ipv4, unrouted.outer.0), FIRST_SYN, (3000, 8443), true))
                 .goes_to_host(&HOST),
         ),
+        Sequence::new("not published: an address without a route").step(unrouted.comes(FIRST_SYN)),
+        Sequence::new("not published: the same, which nsnet has not seen since")
+            .with(|tables| tables.locals.clear())
+            .step(unrouted.comes(FIRST_SYN)),
+        Sequence::new("not published: a broadcast address").step(broadcast.comes(FIRST_SYN)),
+        Sequence::new("not published: the broadcast of all").step(to_all.comes(FIRST_SYN)),
+        Sequence::new("not published: a group").step(to_group.comes(FIRST_SYN)),
+        Sequence::new("not published: a group of IPv6").step(to_group_v6.comes(FIRST_SYN)),
+        Sequence::new("not published: an address of IPv6 without a route").step(unrouted_v6.comes(FIRST_SYN)),
+        Sequence::new("not published: an address behind another interface").step(aside.comes(FIRST_SYN)),
         Sequence::new("not published: the other family").step(publish(&RED, false, 80, 8080).comes(FIRST_SYN)),
         Sequence::new("not published: the other protocol").step(talk.comes(L4::Udp)),
         Sequence::new("not published: the port before").step(publish(&CYAN, true, 8999, 8999).comes(FIRST_SYN)),
@@ -248,7 +277,7 @@ fn by_mapping() -> Vec<Sequence> {
         begin("from another network").step(asks(&CYAN, &HOST_2).dropped(DropReason::OtherNetwork)),
         begin("from an open network").step(asks(&LIME, &HOST_4).dropped(DropReason::OtherNetwork)),
         begin("from another host").step(red.with(FREE_AFAR.0, FREE_AFAR.1).comes(L4::Udp)),
-        begin("after its time").step(asks(&BLUE, &HOST).after(421).goes_to_host(&HOST)),
+        begin("after its time").step(asks(&BLUE, &HOST).after(301 + QUARANTINE).goes_to_host(&HOST)),
     ]
 }
 

@@ -311,6 +311,7 @@ impl<'a> Tables for Racer<'a> {
         settled fn take_back_dropped(port: PortId, reason: DropReason, length: u32);
         settled fn uplink(ifindex: u32) -> Option<PortId>;
         settled fn is_local(ip: IpAddress) -> bool;
+        settled fn is_broadcast(ip: IpAddress) -> bool;
         settled fn original(key: &OriginalKey) -> Option<Original>;
         settled fn set_original(key: &OriginalKey, original: &Original);
         settled fn forget_original(key: &OriginalKey);

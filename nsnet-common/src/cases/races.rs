@@ -1,11 +1,11 @@
 //! What two frames at once make of the tables: one flow is made once, a port is given once, what is dead is removed once,
 //! and what is held is counted (conformance P7). What leaves has a way back.
 
+use crate::conntrack;
 use crate::datagram::Datagram;
 use crate::layout::NetworkId;
 use crate::memory::MemoryTables;
 use crate::packet::Buffer;
-use crate::tables::{Age, FlowEntry, Tables};
 use crate::verdict::{DropReason, Egress, Verdict};
 use crate::wire::IpProtocol;
 
@@ -129,10 +129,7 @@ fn no_way_back(frame: &[u8], tables: &MemoryTables) -> Option<String> {
     if matches!(key.protocol(), IpProtocol::ICMP | IpProtocol::ICMPV6) {
         (key.source_port, key.destination_port) = ([0; 2], left.key.source_port);
     }
-    let Some(entry) = tables.flow(Age::Grown, &key).or_else(|| tables.flow(Age::Young, &key)) else {
-        return Some(format!("it left, and no flow has its answer: {key:?}"));
-    };
-    (!entry.about().is_alive(tables.seconds())).then(|| format!("it left by a flow that is dead: {key:?}"))
+    (!conntrack::is_known(&key, tables)).then(|| format!("it left, and no flow that lives has its answer: {key:?}"))
 }
 
 /// Runs races, and says how many orders there were.

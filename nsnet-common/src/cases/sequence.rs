@@ -2,6 +2,8 @@
 //!
 //! Time passes by making entries older, not by moving the clock: the kernel's clock cannot be moved.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::layout::{FlowKey, Mapping, MappingKey, NetworkId, PortCounters, PortId, Usage, flow_flags};
 use crate::memory::MemoryTables;
 use crate::packet::Buffer;
@@ -190,16 +192,11 @@ impl Step {
         self.fate(Fate::Dropped(reason, error))
     }
 
-    /// The checksum at this place is wrong, before and after by the same.
-    pub(super) fn damage(&mut self, at: usize) {
-        let worsen = |bytes: &mut [u8]| {
-            let sum = u32::from(u16::from_be_bytes([bytes[at], bytes[at + 1]])) + 0x1234;
-            let sum = (sum & 0xffff) + (sum >> 16);
-            bytes[at..at + 2].copy_from_slice(&(sum as u16).to_be_bytes());
-        };
-        worsen(&mut self.frame);
-        if let Fate::Sent(_, bytes) = &mut self.fate {
-            worsen(bytes);
+    /// These bytes are behind the packet, and stay there.
+    pub(super) fn trail(&mut self, bytes: &[u8]) {
+        self.frame.extend(bytes);
+        if let Fate::Sent(_, sent) = &mut self.fate {
+            sent.extend(bytes);
         }
     }
 
@@ -370,7 +367,11 @@ pub fn grow_old(tables: &mut MemoryTables, seconds: i32) {
 /// What is wrong with the tables, whatever came in: both directions of a flow live and die together, and what is held is
 /// counted.
 pub fn flaw(tables: &MemoryTables) -> Option<String> {
-    let state = State::of(tables);
+    flaw_of(&State::of(tables), (tables.clock.get() / 1_000_000_000) as u32)
+}
+
+/// The same of a state at `now`, seconds.
+pub fn flaw_of(state: &State, now: u32) -> Option<String> {
     for (what, table) in [("young", &state.young), ("established", &state.flows)] {
         for (key, flow) in table {
             let other_key = flow.other_key(key);
@@ -382,46 +383,41 @@ pub fn flaw(tables: &MemoryTables) -> Option<String> {
                     "{what} {key:?} leads to a direction that does not lead back: {flow:?} {other:?}"
                 ));
             }
-            let of =
-                |flow: &crate::layout::Flow| (flow.about.seen, flow.about.owner, flow.about.flags | flow_flags::REPLY);
+            let of = |flow: &crate::layout::Flow| (flow.about.owner, flow.about.flags | flow_flags::REPLY);
             if of(flow) != of(other) || flow.about.has(flow_flags::REPLY) == other.about.has(flow_flags::REPLY) {
                 return Some(format!("{what} {key:?}: {flow:?} and {other:?} are not the same flow's"));
             }
         }
     }
-    let mut held: std::collections::BTreeMap<PortId, Usage> = Default::default();
+    let mut held: BTreeMap<PortId, Usage> = BTreeMap::new();
     for (key, flow) in state.flows.iter().filter(|(_, flow)| !flow.about.has(flow_flags::REPLY)) {
         let owner = held.entry(flow.about.owner).or_default();
         owner.flows += 1;
         owner.ports += u64::from(flow.about.has(flow_flags::POOLED));
         held.entry(total(key)).or_default().flows += 1;
     }
+    // Both endpoints of each mapping, as either half tells them.
+    let ends = |key: &MappingKey, mapping: &Mapping| (key.protocol, (key.ip, key.port), (mapping.ip, mapping.port));
+    let turned = |(protocol, near, far)| (protocol, far, near);
+    let (mut inner, mut outer) = (BTreeSet::new(), BTreeSet::new());
     for (key, mapping) in &state.mappings {
-        // What says whom a port has sent to is no mapping of its own.
-        if key.side == NetworkId::OUTSIDE && mapping.owner != PortId::NONE {
+        if key.side != NetworkId::OUTSIDE {
+            inner.insert(ends(key, mapping));
+        } else if mapping.owner != PortId::NONE {
+            // What says whom a port has sent to is no mapping of its own.
             held.entry(mapping.owner).or_default().ports += 1;
-            let inside = state.mappings.iter().find(|(inner, inside)| {
-                inner.side != NetworkId::OUTSIDE && leads(inside, key) && leads(mapping, inner)
-            });
-            if inside.is_none() {
-                return Some(format!("mapping {key:?} without its inside"));
-            }
+            outer.insert(turned(ends(key, mapping)));
         }
     }
-    let now = (tables.clock.get() / 1_000_000_000) as u32;
-    for (inner, inside) in state.mappings.iter().filter(|(key, _)| key.side != NetworkId::OUTSIDE) {
-        let holds = |(key, outside): (&MappingKey, &Mapping)| {
-            key.side == NetworkId::OUTSIDE && leads(inside, key) && leads(outside, inner)
-        };
-        if inside.is_alive(now) && !state.mappings.iter().any(holds) {
-            return Some(format!("mapping {inner:?} has a port that is not held for it"));
+    if let Some(alone) = outer.iter().find(|ends| !inner.contains(*ends)) {
+        return Some(format!("mapping {alone:?} without its inside"));
+    }
+    for (key, mapping) in state.mappings.iter().filter(|(key, _)| key.side != NetworkId::OUTSIDE) {
+        if mapping.is_alive(now) && !outer.contains(&ends(key, mapping)) {
+            return Some(format!("mapping {key:?} has a port that is not held for it"));
         }
     }
     (held != state.usage).then(|| format!("held {held:?}, counted {:?}", state.usage))
-}
-
-fn leads(mapping: &Mapping, to: &MappingKey) -> bool {
-    (mapping.ip, mapping.port) == (to.ip, to.port)
 }
 
 fn total(key: &FlowKey) -> PortId {

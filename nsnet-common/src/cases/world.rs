@@ -311,6 +311,7 @@ fn add_way_out(tables: &mut MemoryTables) {
     tables.secret = SECRET;
     let own = [IpAddress::v4(UPLINK.ipv4), IpAddress::v4(SECOND_V4), IpAddress(UPLINK.ipv6), IpAddress::v4(SIDE_V4)];
     tables.locals.extend(own);
+    tables.broadcasts.extend([IpAddress::v4([192, 0, 2, 255]), IpAddress::v4([192, 168, 77, 255])]);
     for host in [HOST, HOST_2, HOST_3, HOST_4, HOST_5] {
         tables.locals.insert(IpAddress::v4(host.ipv4));
         if host.flags & IPV6 != 0 {

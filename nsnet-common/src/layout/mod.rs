@@ -1,7 +1,7 @@
 //! Map keys, values, names and sizes, and the numbers both sides derive from one another. Stated here only.
 //!
-//! A change that alters what an existing pin means raises [`LAYOUT_VERSION`]: it is part of the pins' folder, so an
-//! older program's maps are never misread.
+//! A change that alters what an existing map means gives the map another version ([`names::VERSIONS`]), which is part of
+//! its pin's name: no program reads an older one's map as its own, and `nsnet upgrade` knows what to convert.
 
 mod ask;
 mod capture;
@@ -27,14 +27,14 @@ pub use fragment::{
     MAX_HELD, PIECE_BYTES, WHOLE_BYTES, Whole, is_fresh,
 };
 pub use nat::{
-    MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey, Policy, Publish,
-    PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
+    MAPPING_STEP, MAX_LOCKS, MAX_MAPPINGS, MAX_PUBLISHED_PREFIXES, MAX_PUBLISHES, MAX_UPLINKS, Mapping, MappingKey,
+    Policy, Publish, PublishedKey, QUARANTINE, Usage, mapping_kinds, policy_flags, port_prefixes,
 };
 pub use port::{Port, flags};
 pub use socket::{MAX_LOCALS, MAX_ORIGINALS, Original, OriginalKey};
 
-/// Version of everything in this file, part of the path of the pins.
-pub const LAYOUT_VERSION: u32 = 3;
+/// Version of how pins are arranged, part of their path. What is in the maps has versions of its own.
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Ports on one host, over all networks. Port ids run from 1 to `MAX_PORTS - 1`.
 pub const MAX_PORTS: u32 = 4096;
@@ -90,13 +90,15 @@ pub mod names {
     pub const FRAGMENTED: &str = "fragmented";
     /// Called by the others for a packet that is too long for the way out, and may be cut.
     pub const CUT: &str = "cut";
+    /// Behind the program of each port, which lets no frame get this far: drops everything.
+    pub const CLOSED: &str = "closed";
     /// At no hook and pinned nowhere: answers `nsnet explain` what the kernel would answer the others.
     pub const ASK_HOST: &str = "ask_host";
     /// Run by a process and at no hook: see [`sweep`](crate::sweep).
     pub const SWEPT: &str = "swept";
     /// Every program for frames: at a TC hook, called by one, or run by a process.
-    pub const PROGRAMS: [&str; 10] =
-        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, SWEPT];
+    pub const PROGRAMS: [&str; 11] =
+        [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, SWEPT, CLOSED];
     /// XDP of the host end of a namespace's veth.
     pub const XDP_FROM_NAMESPACE: &str = "xdp_from_namespace";
     /// XDP of an uplink.
@@ -116,7 +118,8 @@ pub mod names {
         "bind4",
         "bind6",
     ];
-    /// The programs that others call, by their place in [`STAGES`].
+    /// The programs that others call, by their place in [`STAGES`]. (Other places are another layout of `STAGES`: see
+    /// [`VERSIONS`].)
     pub const CALLED: [&str; 6] = [ROUTED, OPENED, REFUSED, RELATED, FRAGMENTED, CUT];
     /// Place of `routed` in [`STAGES`].
     pub const ROUTED_STAGE: u32 = 0;
@@ -191,7 +194,8 @@ pub mod names {
     pub const HELD: &str = "HELD";
     /// Array of [`Holding`](super::Holding) by port id.
     pub const HOLDING: &str = "HOLDING";
-    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8), all but link-local ones.
+    /// Hash of the host's addresses ([`IpAddress`](crate::wire::IpAddress) to u8, 1), all but link-local ones, and of its
+    /// subnets' broadcast addresses (0).
     pub const LOCALS: &str = "LOCALS";
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";
@@ -199,8 +203,11 @@ pub mod names {
     pub const XDP_PORTS: &str = "XDP_PORTS";
     /// Per-CPU array of u64 by port id: frames from there that XDP has forwarded. They are in `COUNTERS`, too.
     pub const ACCELERATED: &str = "ACCELERATED";
+    /// Hash of [`MappingKey`](super::MappingKey) to u8: endpoints that a CPU is at. Pinned, so that programs that take the
+    /// place of others know of them.
+    pub const LOCKS: &str = "LOCKS";
     /// Every map.
-    pub const MAPS: [&str; 33] = [
+    pub const MAPS: [&str; 34] = [
         PORTS,
         NETWORKS,
         STATIONS,
@@ -234,7 +241,17 @@ pub mod names {
         CAPTURING,
         XDP_PORTS,
         ACCELERATED,
+        LOCKS,
     ];
+
+    /// The maps whose keys or values are not what they first were, and the version that they have come to; all others'
+    /// is 1.
+    ///
+    /// Who changes what a key or value means enters its map here, and the way from the version before in nsnet's
+    /// kernel/migrate.rs. (Another size of the map itself is no other layout.)
+    pub const VERSIONS: [(&str, u32); 0] = [];
+    /// Array of one entry that no program reads: which object the programs are from, and the [`SECRET`] they have.
+    pub const BUILD: &str = "BUILD";
 
     /// What one of [`MAPS`] is called in the object.
     pub fn in_object(map: &str) -> &str {
@@ -255,6 +272,11 @@ pub mod names {
     pub const HOST_COOKIE: &str = "HOST_COOKIE";
     /// Global: whether socket hooks may say with which error they refuse (u8, 0 or 1; Linux 5.18); else it is EPERM.
     pub const USE_SET_RETVAL: &str = "USE_SET_RETVAL";
+}
+
+/// The version of a map's keys and values.
+pub fn version_of(map: &str) -> u32 {
+    names::VERSIONS.iter().find(|(name, _)| *name == map).map_or(1, |(_, version)| *version)
 }
 
 /// A port's number on this host, 1 to `MAX_PORTS - 1`. 0 is "no port".

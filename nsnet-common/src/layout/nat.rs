@@ -199,19 +199,29 @@ pub struct MappingKey {
     pub kind: u8,
     /// The network of an inside endpoint; [`NetworkId::OUTSIDE`] for an external one.
     pub side: NetworkId,
-    /// 0.
-    pub pad2: u16,
+    /// Of an inside endpoint: which external address it is mapped to, in short. One that sends by two uplinks has two
+    /// mappings. Where the short forms of two addresses are the same, they take turns.
+    pub external: u16,
 }
 
 impl MappingKey {
     /// The key of nothing.
     pub const EMPTY: Self =
-        Self { ip: IpAddress::UNSPECIFIED, port: [0; 2], protocol: 0, kind: 0, side: NetworkId::OUTSIDE, pad2: 0 };
+        Self { ip: IpAddress::UNSPECIFIED, port: [0; 2], protocol: 0, kind: 0, side: NetworkId::OUTSIDE, external: 0 };
 
-    /// The key of an endpoint.
+    /// The key of an endpoint outside.
     #[inline(always)]
-    pub fn new(side: NetworkId, protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
-        Self { ip, port, protocol: protocol.0, kind: mapping_kinds::ENDPOINT, side, pad2: 0 }
+    pub fn outside(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
+        let (kind, side) = (mapping_kinds::ENDPOINT, NetworkId::OUTSIDE);
+        Self { ip, port, protocol: protocol.0, kind, side, external: 0 }
+    }
+
+    /// The key of an endpoint in a network that is mapped to the address `external`.
+    #[inline(always)]
+    pub fn inside(side: NetworkId, protocol: IpProtocol, ip: IpAddress, port: [u8; 2], external: IpAddress) -> Self {
+        let IpAddress([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]) = external;
+        let external = u16::from_be_bytes([a ^ c ^ e ^ g ^ i ^ k ^ m ^ o, b ^ d ^ f ^ h ^ j ^ l ^ n ^ p]);
+        Self { side, external, ..Self::outside(protocol, ip, port) }
     }
 }
 
@@ -234,13 +244,13 @@ impl MappingKey {
     /// The key that says that the host `ip` was sent to from the external port `port`.
     #[inline(always)]
     pub fn spoken_to(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
-        Self { kind: mapping_kinds::SPOKEN_TO, ..Self::new(NetworkId::OUTSIDE, protocol, ip, port) }
+        Self { kind: mapping_kinds::SPOKEN_TO, ..Self::outside(protocol, ip, port) }
     }
 
     /// What is locked to end flows whose answers come to this endpoint.
     #[inline(always)]
     pub fn flows_of(protocol: IpProtocol, ip: IpAddress, port: [u8; 2]) -> Self {
-        Self { kind: mapping_kinds::FLOWS, ..Self::new(NetworkId::OUTSIDE, protocol, ip, port) }
+        Self { kind: mapping_kinds::FLOWS, ..Self::outside(protocol, ip, port) }
     }
 }
 
@@ -256,8 +266,11 @@ impl Mapping {
     }
 }
 
-/// How long a mapping's port stays with its endpoint after the last flow's end (RFC 6888 REQ-8: 120 s).
-pub const QUARANTINE: u32 = 120;
+/// A mapping is refreshed when a flow of it is in use in the next step of this many seconds.
+pub const MAPPING_STEP: u32 = 8;
+/// How long a mapping's port stays with its endpoint after the last flow's end: the 120 s of RFC 6888 REQ-8, and as much as a
+/// flow may have been in use without a note of it in its mapping.
+pub const QUARANTINE: u32 = 120 + MAPPING_STEP;
 
 /// What a namespace holds of what is limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -74,19 +74,40 @@ impl Maps {
     }
 }
 
-/// The same for each mapping.
+/// A walk over a table that removes what is dead.
+pub(super) struct Sweep {
+    pub(super) maps: Maps,
+    /// Seconds.
+    pub(super) now: u32,
+    left: u32,
+}
+
+impl Sweep {
+    /// Entries that one walk removes at most: where much is dead it is short.
+    const MOST: u32 = 4096;
+
+    /// One more entry was removed; 1 when that is enough.
+    #[inline(always)]
+    pub(super) fn has_removed(&mut self) -> i64 {
+        self.left = self.left.saturating_sub(1);
+        i64::from(self.left == 0)
+    }
+}
+
+/// What `bpf_for_each_map_elem` calls for each mapping.
 unsafe extern "C" fn forget(
     _map: *mut c_void,
     key: *const MappingKey,
     mapping: *const Mapping,
-    maps: *const Maps,
+    sweep: *mut Sweep,
 ) -> i64 {
-    // SAFETY: the kernel passes an entry of MAPPINGS, and reclaim() passes the handle.
-    let (key, mapping, maps) = unsafe { (&*key, &*mapping, *maps) };
-    if !mapping.is_alive(maps.seconds()) {
-        nat::forget_dead(key, maps);
+    // SAFETY: the kernel passes an entry of MAPPINGS, and reclaim() passes the sweep.
+    let (key, mapping, sweep) = unsafe { (&*key, &*mapping, &mut *sweep) };
+    if mapping.is_alive(sweep.now) {
+        return 0;
     }
-    0
+    nat::forget_dead(key, sweep.maps);
+    sweep.has_removed()
 }
 
 /// What `bpf_loop` calls: runs the closure that `step` points to; 1 ends the loop.
@@ -99,12 +120,13 @@ unsafe extern "C" fn call_step<F: FnMut() -> bool>(_round: u64, step: *mut F) ->
 unsafe extern "C" fn call_search<F: FnMut(IpAddress) -> bool>(
     _map: *mut c_void,
     ip: *const IpAddress,
-    _one: *mut u8,
+    is_own: *mut u8,
     search: *mut Search<F>,
 ) -> i64 {
-    // SAFETY: any_local() passes the search, which lives on its caller's stack until the walk is over; `ip` is a key.
-    let (search, ip) = unsafe { (&mut *search, ip.read()) };
-    search.is_found = (search.is_it)(ip);
+    // SAFETY: any_local() passes the search, which lives on its caller's stack until the walk is over; `ip` is a key, and
+    // `is_own` its value.
+    let (search, ip, is_own) = unsafe { (&mut *search, ip.read(), *is_own == 1) };
+    search.is_found = is_own && (search.is_it)(ip);
     i64::from(search.is_found)
 }
 
@@ -289,23 +311,28 @@ impl Tables for Maps {
     #[inline(never)]
     fn reclaim(&self, table: Reclaim) {
         const PAUSE: u64 = 1_000_000_000;
-        let now = self.now();
-        let Some(last) = RECLAIMED.get_ptr_mut(table as u32) else { return };
-        // SAFETY: one aligned word; two CPUs that both find it old both sweep, which is harmless.
+        let began = self.now();
+        let Some(next) = RECLAIMED.get_ptr_mut(table as u32) else { return };
+        // SAFETY: one aligned word; two CPUs that both find it over both sweep, which is harmless.
         unsafe {
-            if now - last.read_volatile() < PAUSE {
+            if began < next.read_volatile() {
                 return;
             }
-            last.write_volatile(now);
+            next.write_volatile(began + PAUSE);
         }
         let (map, callback) = match table {
             Reclaim::Flows4 => ((&raw const FLOWS4).cast(), bury4 as *mut c_void),
             Reclaim::Flows6 => ((&raw const FLOWS6).cast(), bury6 as *mut c_void),
             Reclaim::Mappings => ((&raw const MAPPINGS).cast::<c_void>(), forget as *mut c_void),
         };
-        let mut maps = *self;
-        // SAFETY: each callback takes what its map holds, and `maps` outlives the call.
-        unsafe { bpf_for_each_map_elem(map.cast_mut(), callback, (&raw mut maps).cast(), 0) };
+        let mut sweep = Sweep { maps: *self, now: self.seconds(), left: Sweep::MOST };
+        // SAFETY: each callback takes what its map holds, and `sweep` outlives the call.
+        unsafe { bpf_for_each_map_elem(map.cast_mut(), callback, (&raw mut sweep).cast(), 0) };
+        // A million flows that live take long: never more than a twentieth of the time.
+        let ended = self.now();
+        let pause = if sweep.left == 0 { 0 } else { PAUSE };
+        // SAFETY: as above.
+        unsafe { next.write_volatile(ended + pause.max(20 * (ended - began))) };
     }
 
     #[inline(always)]
@@ -487,7 +514,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn is_local(&self, ip: IpAddress) -> bool {
-        LOCALS.get_ptr(ip).is_some()
+        // SAFETY: a byte, copied out at once.
+        unsafe { LOCALS.get(ip) }.copied() == Some(1)
+    }
+
+    #[inline(always)]
+    fn is_broadcast(&self, ip: IpAddress) -> bool {
+        // SAFETY: as above.
+        unsafe { LOCALS.get(ip) }.copied() == Some(0)
     }
 
     #[inline(always)]

@@ -9,12 +9,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nsnet_common::layout::names;
 
 use super::work::members;
 use crate::kernel::host::Host;
 use crate::kernel::mounts::is_bpffs;
 use crate::kernel::observe::{self, Scope};
 use crate::kernel::store::BPFFS;
+use crate::kernel::upgrade;
 use crate::model::drift::{Drift, Object};
 use crate::model::name::Name;
 
@@ -117,7 +119,10 @@ impl Checker {
     /// What differs; `None` while a verb is under way.
     fn compare(&self, host: &Host, checked: &mut Checked) -> Result<Option<Vec<Drift>>> {
         let before = host.record()?;
-        let is_half = !before.under_way.is_empty();
+        let is_cut_off = upgrade::is_cut_off(host)?;
+        let is_half = !before.under_way.is_empty() || is_cut_off;
+        let programs = || host.dataplane.program_id(names::FROM_NAMESPACE).ok();
+        let loaded = programs();
         match host.disorder()? {
             // Whoever is at it has the lock, or has come to its end meanwhile.
             None if is_half => return Ok(None),
@@ -132,7 +137,9 @@ impl Checker {
             Some(disorder) => checked.drift.push(format!("state: {disorder}")),
         }
         let drift = observe::drift(host, &before.state, &Scope::Everything)?;
-        Ok((host.record()? == before).then_some(drift))
+        // An upgrade changes nothing of the record.
+        let is_still = host.record()? == before && programs() == loaded && upgrade::is_cut_off(host)? == is_cut_off;
+        Ok(is_still.then_some(drift))
     }
 
     /// Repairs some objects; all of them, or each for itself. `false`: a verb is under way.

@@ -16,6 +16,7 @@ use crate::kernel::host::{Change, Host};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::observe::Scope;
+use crate::kernel::upgrade::{Allowed, Outcome, is_due, upgrade};
 use crate::model::Refusal;
 use crate::model::declaration::Declaration;
 use crate::model::declare::Surroundings;
@@ -101,12 +102,27 @@ pub(super) fn plan(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answ
     if let Some(disorder) = host.disorder()? {
         output::note(&disorder);
     }
+    if is_due(host)? {
+        output::note("other programs are loaded than this nsnet's: `nsnet apply` replaces them first");
+    }
     print(format, &change, ["nothing to do", "to add", "to change", "to remove"])?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Does it.
+/// Does it, with this nsnet's programs.
 pub(super) fn apply(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answer {
+    if is_due(host)? {
+        // What is refused is refused before anything is changed. (What another nsnet keeps otherwise cannot be read yet.)
+        if host.foreign_pins()?.is_none() {
+            let look = |_state: &State, (): &()| Scope::Everything;
+            host.check(&host.preview(|state| declare(host, state, wanted), look)?.steps)?;
+        }
+        let outcome = with_progress("replacing the programs", || upgrade(host, Allowed::default()))?;
+        if let Outcome::Upgraded(done) = outcome {
+            output::note(&format!("the programs were replaced by this nsnet's (build {})", done.to));
+            done.plan.losses().iter().for_each(|loss| output::note(&format!("lost: {loss}")));
+        }
+    }
     let change = with_progress("making it so", || {
         host.change_and_repair(|state| declare(host, state, wanted), |_state, ()| Scope::Everything)
     })?;

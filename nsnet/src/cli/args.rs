@@ -13,7 +13,11 @@ use super::apply::FileArgs;
 use super::capture::CaptureArgs;
 use super::drops::DropsArgs;
 use super::explain::ExplainArgs;
+use super::manual::{CompletionsArgs, ManArgs};
 use super::output::Format;
+use super::stats::StatsArgs;
+use super::top::TopArgs;
+use super::upgrade::UpgradeArgs;
 use crate::model::flow::{parse_protocol, parse_state};
 use crate::model::name::Name;
 use crate::model::request::{AttachRequest, CableRequest, Dest, NetworkRequest, PublishArgs, RouteRequest};
@@ -79,8 +83,10 @@ pub(super) enum Command {
     /// Which address and port outside stands for which inside
     #[command(subcommand)]
     Nat(NatVerb),
-    /// What each port has received, sent and dropped
-    Stats,
+    /// What each port has received, sent and dropped; with --watch, how much a second
+    Stats(StatsArgs),
+    /// Ports, flows and drops on a terminal, as they are now; `h` tells the keys
+    Top(TopArgs),
     /// What was dropped, where and why, and the last packet of each reason
     Drops(DropsArgs),
     /// Capture packets with what became of them: drops with their reason, both sides of NAT
@@ -97,6 +103,8 @@ pub(super) enum Command {
     Status,
     /// Take down everything that nsnet made on this host
     Down,
+    /// Replace the loaded programs by this nsnet's while packets go on: no packet, flow or connection is lost
+    Upgrade(UpgradeArgs),
     /// Look after the dataplane: follow uplinks, repair, sweep, serve metrics and health; nothing depends on it
     Agent(AgentArgs),
     /// What this kernel can do, what is missing, and what is used instead
@@ -108,6 +116,10 @@ pub(super) enum Command {
     Bench(super::bench::BenchArgs),
     /// Show it at work: the scenarios with real traffic in a lab of its own, and a comparison with the Linux bridge
     Demo(DemoArgs),
+    /// Print what has a shell complete verbs and options
+    Completions(CompletionsArgs),
+    /// Print the manual's page, or write those of all verbs into a folder
+    Man(ManArgs),
 }
 
 /// Verbs of `ns`.

@@ -295,7 +295,7 @@ fn row(record: &Record, names: &Interfaces, format: Format, clock_offset: u64) -
 }
 
 /// A time of day for people, in UTC; for programs, seconds since 1970.
-fn time(nanoseconds: u64, format: Format) -> String {
+pub(super) fn time(nanoseconds: u64, format: Format) -> String {
     let (seconds, rest) = (nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000);
     match format {
         Format::Json => format!("{seconds}.{rest:09}"),

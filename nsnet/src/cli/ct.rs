@@ -164,12 +164,17 @@ fn filter(args: &FlowArgs, state: &State) -> anyhow::Result<Filter> {
 }
 
 /// Network and namespace of each port, as a row has them.
-struct Owners(HashMap<PortId, (Value, Value)>);
+pub(super) struct Owners(HashMap<PortId, (Value, Value)>);
 
 impl Owners {
-    fn of(state: &State) -> Self {
+    pub(super) fn of(state: &State) -> Self {
         let names = |member: &Member<'_>| (json!(member.network.name), json!(member.ns));
         Self(state.members().iter().map(|member| (member.port, names(member))).collect())
+    }
+
+    /// Of this port; nothing for one that is gone.
+    pub(super) fn of_port(&self, port: PortId) -> (Value, Value) {
+        self.0.get(&port).cloned().unwrap_or_default()
     }
 }
 
@@ -177,7 +182,7 @@ fn row(flow: &Connection, owners: &Owners) -> [Value; 15] {
     let Connection { opener, answers, about, is_young, expires } = flow;
     let ip = |ip| json!(IpAddr::from(ip));
     let port = |port| if has_ports(opener.protocol()) { json!(u16::from_be_bytes(port)) } else { Value::Null };
-    let (network, ns) = owners.0.get(&about.owner).cloned().unwrap_or_default();
+    let (network, ns) = owners.of_port(about.owner);
     let is_published = about.has(flow_flags::PUBLISHED);
     [
         json!(protocol_name(opener.protocol())),
@@ -198,7 +203,7 @@ fn row(flow: &Connection, owners: &Owners) -> [Value; 15] {
     ]
 }
 
-fn flags(flow: &Connection, is_young: bool) -> Vec<&'static str> {
+pub(super) fn flags(flow: &Connection, is_young: bool) -> Vec<&'static str> {
     let flags = [
         (is_young, "young"),
         (!is_young, "established"),

@@ -238,7 +238,8 @@ fn dataplane(tried: Result<Trial>) -> Check {
         Ok(trial) => {
             let programs: Vec<String> =
                 trial.instructions.iter().map(|(name, count)| format!("{name} {count}")).collect();
-            let detail = format!("loaded and attached in a scratch namespace; {} ms", trial.load.as_millis());
+            let detail =
+                format!("loaded, tried on frames and attached in a scratch namespace; {} ms", trial.load.as_millis());
             let verified =
                 if programs.is_empty() { String::new() } else { format!("; verified {}", programs.join(", ")) };
             ("dataplane", Finding::Ok, format!("{detail}{verified}"))

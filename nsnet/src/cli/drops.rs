@@ -61,7 +61,7 @@ pub(super) fn drops(host: &Host, format: Format, args: &DropsArgs) -> Answer {
 }
 
 /// The interface of a port, and the namespace behind it; nothing for what was no port.
-fn owner(port: PortId, names: &Interfaces) -> (Value, Value) {
+pub(super) fn owner(port: PortId, names: &Interfaces) -> (Value, Value) {
     if port == PortId::NONE {
         return (Value::Null, Value::Null);
     }
@@ -74,16 +74,16 @@ fn age(seen: u64, now: u64) -> Value {
 }
 
 /// A frame that was kept.
-struct Kept {
+pub(super) struct Kept {
     port: Value,
     ns: Value,
     age: Value,
     bytes: Vec<u8>,
-    headers: Headers,
+    pub(super) headers: Headers,
 }
 
 impl Kept {
-    fn new(last: &LastDrop, now: u64, names: &Interfaces) -> Self {
+    pub(super) fn new(last: &LastDrop, now: u64, names: &Interfaces) -> Self {
         let (port, ns) = owner(last.port, names);
         let kept = last.bytes.get(..usize::from(last.kept)).unwrap_or_default();
         let (bytes, length) = with_tag(kept, last.length, last.tag);

@@ -12,10 +12,12 @@ mod ct;
 mod demo;
 mod doctor;
 mod drops;
+mod examples;
 mod explain;
 mod interrupt;
 #[cfg(feature = "log")]
 mod log;
+mod manual;
 mod masquerade;
 mod mode;
 mod namespace;
@@ -25,12 +27,15 @@ mod output;
 mod publish;
 mod route;
 mod show;
+mod stats;
 mod status;
 mod stream;
+mod top;
+mod upgrade;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 use clap::error::ErrorKind;
 
 use crate::kernel::host::Host;
@@ -42,7 +47,9 @@ type Answer = anyhow::Result<ExitCode>;
 
 /// The command line's `main`.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut grammar = examples::command();
+    let parsed = grammar.try_get_matches_from_mut(std::env::args_os());
+    let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words).map_err(|error| error.format(&mut grammar))) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -78,7 +85,8 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Neigh(_list) => show::neigh(&host()?, format),
         Command::Ct(verb) => ct::run(&host()?, format, verb),
         Command::Nat(_list) => nat::list(&host()?, format),
-        Command::Stats => show::stats(&host()?, format),
+        Command::Stats(args) => stats::stats(&host()?, format, args),
+        Command::Top(args) => top::top(&host()?, format, args),
         Command::Drops(args) => drops::drops(&host()?, format, args),
         Command::Capture(args) => capture::capture(&host()?, format, args),
         Command::Explain(args) => explain::explain(&host()?, format, args),
@@ -96,11 +104,14 @@ fn dispatch(cli: &Cli) -> Answer {
         Command::Schema => apply::schema(),
         Command::Status => status::status(&host()?, format),
         Command::Down => status::down(&host()?),
+        Command::Upgrade(args) => upgrade::run(&host()?, format, args),
         Command::Agent(args) => agent::agent(host()?, format, args),
         // These come without: one looks why there may be no host, the others make one of their own.
         Command::Doctor => doctor::doctor(format, cli.host_ns.as_deref()),
         Command::Bench(args) => bench::bench(format, args),
         Command::Demo(args) => demo::demo(format, args),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     }
 }
 

@@ -52,7 +52,8 @@ impl Table {
         self.rows.is_empty()
     }
 
-    fn render(&self) -> String {
+    /// The table for people, without the last end of line.
+    pub(super) fn render(&self) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(NOTHING).set_header(self.columns.iter().map(|column| column.to_uppercase()));
         for row in &self.rows {

@@ -1,4 +1,4 @@
-//! What the dataplane knows and has counted: `fdb`, `neigh`, `stats`.
+//! What the dataplane knows: `fdb`, `neigh`.
 
 use std::process::ExitCode;
 
@@ -54,56 +54,6 @@ pub(super) fn neigh(host: &Host, format: Format) -> Answer {
                 json!(member.mac.to_string()),
                 json!(member.interface),
                 json!(member.ns),
-            ]);
-        }
-    }
-    output::print(format, &table)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn stats(host: &Host, format: Format) -> Answer {
-    let state = host.state()?;
-    let mut table = Table::new(&[
-        "network",
-        "port",
-        "ns",
-        "rx_packets",
-        "rx_bytes",
-        "tx_packets",
-        "tx_bytes",
-        "flooded",
-        "answered",
-        "passed",
-        "dropped",
-        "xdp",
-    ]);
-    if host.dataplane.is_loaded() {
-        let maps = host.maps();
-        let drops = maps.drops()?;
-        let members = state.members();
-        let of_networks =
-            members.iter().map(|member| (Some(&member.network.name), member.ns, member.interface, member.port));
-        let of_uplinks = state.uplinks.iter().map(|uplink| (None, None, uplink.interface.as_str(), uplink.port()));
-        let rows: Vec<_> = of_networks.chain(of_uplinks).collect();
-        let counters = maps.counters(rows.iter().map(|(_, _, _, port)| *port))?;
-        let accelerated = maps.accelerated(rows.iter().map(|(_, _, _, port)| *port))?;
-        for (((network, ns, interface, port), counters), accelerated) in rows.into_iter().zip(counters).zip(accelerated)
-        {
-            let of_port = drops.range((port, 0)..=(port, u16::MAX));
-            let dropped: u64 = of_port.map(|(_, dropped)| dropped.traffic.packets).sum();
-            table.row([
-                json!(network),
-                json!(interface),
-                json!(ns),
-                json!(counters.received.packets),
-                json!(counters.received.bytes),
-                json!(counters.sent.packets),
-                json!(counters.sent.bytes),
-                json!(counters.flooded),
-                json!(counters.answered),
-                json!(counters.passed),
-                json!(dropped),
-                json!(accelerated),
             ]);
         }
     }

@@ -7,16 +7,27 @@ use serde_json::json;
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, apply};
 use crate::agent;
-use crate::kernel::host::Host;
+use crate::kernel::host::{Change, Host};
+use crate::kernel::object::Object;
 use crate::kernel::observe::Scope;
+use crate::kernel::upgrade::is_due;
 use crate::model::diff::diff;
 use crate::model::drift::Drift;
 
 pub(super) fn status(host: &Host, format: Format) -> Answer {
-    let change =
-        with_progress("comparing with the kernel", || host.preview(|_state| Ok(()), |_state, ()| Scope::Everything))?;
-    let state = &change.old;
     let mut table = Table::new(&["object", "drift"]);
+    let change = match host.foreign_pins()? {
+        None => with_progress("comparing with the kernel", || {
+            host.preview(|_state| Ok(()), |_state, ()| Scope::Everything)
+        })?,
+        // What is not ours to read is not compared.
+        Some(error) => {
+            table.row([json!("dataplane"), json!(error.to_string())]);
+            let state = host.state()?;
+            Change { answer: (), old: state.clone(), new: state, drift: Vec::new(), steps: Vec::new() }
+        }
+    };
+    let state = &change.old;
     if let Some(disorder) = host.disorder()? {
         table.row([json!("state"), json!(disorder)]);
     }
@@ -25,9 +36,13 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             table.row([json!(object.to_string()), json!(difference.to_string())]);
         }
     }
+    let loaded = host.dataplane.is_loaded();
+    let dataplane = if loaded { "loaded" } else { "not loaded" };
+    let build = if loaded { host.dataplane.build()? } else { None };
+    let here = Object::own()?.build(host.features);
+    let is_upgrade_due = is_due(host)?;
     let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
     let is_well = table.is_empty() && changes.is_empty();
-    let dataplane = if host.dataplane.is_loaded() { "loaded" } else { "not loaded" };
     match format {
         Format::Json => output::print_json(&json!({
             "networks": state.networks.len(),
@@ -38,13 +53,17 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "uplinks": state.uplinks.len(),
             "publishes": state.publishes.len(),
             "dataplane": dataplane,
+            "build": build.as_ref().map(|build| build.id.to_string()),
+            "build_version": build.as_ref().map(|build| build.version.as_str()),
+            "build_here": here.to_string(),
+            "upgrade_due": is_upgrade_due,
             "drift": table.to_json(),
             "steps": apply::to_json(&changes),
         }))?,
         Format::Table => {
             output::line(&format!(
                 "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; \
-                 dataplane {dataplane}",
+                 dataplane {dataplane}{}",
                 state.networks.len(),
                 state.namespaces.len(),
                 state.attachments.len(),
@@ -52,7 +71,11 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
                 state.routes.len(),
                 state.uplinks.len(),
                 state.publishes.len(),
+                build.map(|build| format!(" (build {}, nsnet {})", build.id, build.version)).unwrap_or_default(),
             ))?;
+            if is_upgrade_due {
+                output::note(&format!("other programs are loaded than this nsnet's (build {here}): `nsnet upgrade`"));
+            }
             if is_well {
                 output::line("no drift: the kernel is as it should be")?;
             }

@@ -6,13 +6,14 @@
 use std::borrow::Borrow;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::{MapData, MapType};
+use aya::maps::MapData;
 use nix::errno::Errno;
 use nix::libc;
 use zerocopy::FromBytes;
 
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
+use super::object::Definition;
 
 /// Entries of one call, at most.
 const ENTRIES: usize = 4096;
@@ -54,11 +55,13 @@ pub(super) fn for_each<K: FromBytes, V: FromBytes, E: From<KernelError>>(
 
 /// Calls `each` with every entry of a map, of whatever kind, as bytes: its key, and its value, or those of all CPUs one behind
 /// the other.
-pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+pub fn for_each_bytes(map: &MapData, name: &str, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
     let mut reader = Reader::new(map, name)?;
     loop {
         let is_more = reader.read_on().doing(|| format!("read map {name}"))?;
-        reader.raw().for_each(|(key, value)| each(key, value));
+        for (key, value) in reader.raw() {
+            each(key, value)?;
+        }
         if !is_more {
             return Ok(());
         }
@@ -104,11 +107,7 @@ impl<M: Borrow<MapData>> Reader<M> {
     /// At the start of a map, whatever it holds.
     pub(super) fn new(map: M, name: &str) -> Result<Self> {
         let info = map.borrow().info().map_err(|error| refused(format!("look at map {name}"), error))?;
-        let is_per_cpu =
-            matches!(info.map_type(), Ok(MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash));
-        let cpus = || aya::util::nr_cpus().map_err(|(what, error)| KernelError::new(format!("read {what}"), error));
-        let (key_size, value) = (info.key_size() as usize, info.value_size() as usize);
-        let value_size = if is_per_cpu { value.next_multiple_of(8) * cpus()? } else { value };
+        let (key_size, value_size) = (info.key_size() as usize, Definition::of_loaded(&info)?.whole_value_size()?);
         // The fewer, the longer they are: some values are whole frames.
         let entries = (BYTES / (key_size + value_size).max(1)).clamp(16, ENTRIES);
         let (keys, values) = (vec![0; key_size * entries], vec![0; value_size * entries]);

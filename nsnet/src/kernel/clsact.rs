@@ -28,6 +28,13 @@ pub struct BpfFilter {
     info: u32,
 }
 
+impl BpfFilter {
+    /// Its priority, and the numbers (major, minor) that it has among those of the same priority.
+    pub(super) fn place(&self) -> (u16, (u16, u16)) {
+        ((self.info >> 16) as u16, (self.handle.major, self.handle.minor))
+    }
+}
+
 impl Netlink {
     /// The interfaces that have a qdisc which can carry filters for what comes in: clsact, or ingress.
     pub fn interfaces_with_clsact(&self) -> Result<Vec<u32>> {

@@ -1,82 +1,42 @@
 //! The eBPF programs: load, pin, attach. Once pinned they forward with no process of ours running.
-//!
-//! ```text
-//! /run/nsnet/bpf/<host>/        one folder for each namespace that acts as host, made whole by one rename
-//!   programs/<name>  maps/<NAME>  links/<port id>
-//! ```
 
-use std::fs::{self, DirBuilder};
+use std::collections::BTreeSet;
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use aya::maps::ProgramArray;
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
+use aya::Ebpf;
+use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramInfo, SchedClassifier};
 use nix::errno::Errno;
 use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+pub use super::hooks::Hook;
+use super::hooks::{Order, Seat};
 use super::netlink::Netlink;
-use super::netns::NetNs;
+pub use super::object::{Object, open_object, open_object_with, program_in};
+use super::object::{missing, random};
+use super::pins::{Build, Pins};
 use super::{sockets, stages, xdp};
-
-/// How long taking a program off may take.
-const GRACE: Duration = Duration::from_secs(1);
-
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
-
-/// Which side of which interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// The host end of a namespace's veth: what the namespace sends.
-    Namespace,
-    /// The network's own interface: what the host sends.
-    Host,
-    /// An uplink: what comes from outside.
-    Uplink,
-}
-
-impl Hook {
-    /// The program that belongs there.
-    pub fn program(self) -> &'static str {
-        match self {
-            Self::Namespace => names::FROM_NAMESPACE,
-            Self::Host => names::FROM_HOST,
-            Self::Uplink => names::FROM_UPLINK,
-        }
-    }
-
-    fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Namespace | Self::Uplink => TcAttachType::Ingress,
-            Self::Host => TcAttachType::Egress,
-        }
-    }
-}
 
 /// The pinned programs, maps and links of one host.
 #[derive(Clone, Debug)]
 pub struct Dataplane {
-    root: PathBuf,
+    pins: Pins,
     host: String,
 }
 
 impl Dataplane {
     /// The dataplane whose pins are, or will be, below `bpffs` for the host `host`.
     pub fn at(bpffs: &Path, host: &str) -> Self {
-        Self { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")), host: host.to_owned() }
+        Self { pins: Pins { root: bpffs.join(format!("{host}_v{LAYOUT_VERSION}")) }, host: host.to_owned() }
     }
 
     /// Whether it is loaded, for whoever acts on the answer.
     pub fn loaded(&self) -> Result<bool> {
-        let program = self.root.join("programs").join(names::FROM_NAMESPACE);
-        program.try_exists().doing(|| format!("look for {}", program.display()))
+        exists(&self.pins.program(names::FROM_NAMESPACE))
     }
 
     /// Whether it is loaded. Where that cannot be told, it is thought to be: using it tells why.
@@ -86,12 +46,13 @@ impl Dataplane {
 
     /// The pins that are not there, below the host's folder.
     pub fn missing_pins(&self) -> Result<Vec<String>> {
-        let programs = names::PROGRAMS.iter().map(|name| format!("programs/{name}"));
-        let maps = names::MAPS.iter().map(|name| format!("maps/{name}"));
+        let programs = names::PROGRAMS.iter().map(|name| self.pins.program(name));
+        let maps = names::MAPS.iter().map(|name| self.pins.map(name));
         let mut missing = Vec::new();
         for pin in programs.chain(maps) {
-            if !self.root.join(&pin).try_exists().doing(|| format!("look for {pin}"))? {
-                missing.push(pin);
+            if !exists(&pin)? {
+                let below = pin.strip_prefix(&self.pins.root).unwrap_or(&pin);
+                missing.push(below.display().to_string());
             }
         }
         Ok(missing)
@@ -108,137 +69,185 @@ impl Dataplane {
             }
             return Ok(None);
         }
-        let (draft, old) = (self.beside("new"), self.beside("old"));
-        remove_pins(&draft)?;
-        remove_pins(&old)?;
-        let mut ebpf = open_object(features)?;
-        let pinned = pin_all(&mut ebpf, &draft).and_then(|()| {
-            let without = if features.cgroup { sockets::install(&mut ebpf, &draft).err() } else { None };
-            if self.root.try_exists().doing(|| format!("look for {}", self.root.display()))? {
-                fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
+        let (draft, old) = (self.draft(), Pins { root: self.beside("old") });
+        draft.pins.remove()?;
+        old.remove()?;
+        let pinned = draft.fill(features, Object::own()?, random()?, &[]).and_then(|mut ebpf| {
+            let root = &draft.pins.root;
+            let without = if features.cgroup { sockets::install(&mut ebpf, root).err() } else { None };
+            if exists(&self.pins.root)? {
+                self.keep_closed(&draft)?;
+                rename(&self.pins.root, &old.root)?;
             }
-            fs::rename(&draft, &self.root).doing(|| format!("move the pins to {}", self.root.display()))?;
-            remove_pins(&old)?;
+            rename(root, &self.pins.root)?;
+            old.remove()?;
             Ok(without)
         });
         if pinned.is_err() {
             // The first error is the one to report; what cannot be removed now is removed by the next load.
-            let _reported_next_time = remove_pins(&draft);
+            let _reported_next_time = draft.pins.remove();
         }
         pinned
     }
 
+    /// What stands behind the programs of ports stays while these go: nothing gets past until others are there.
+    fn keep_closed(&self, draft: &Self) -> Result<()> {
+        for port in self.linked_ports()? {
+            let (from, to) = (self.pins.closed_link(port), draft.pins.closed_link(port));
+            if exists(&from)? {
+                fs::hard_link(&from, &to).doing(|| format!("keep the link {}", from.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The dataplane beside this one that is being made, to be moved into its place.
+    pub(super) fn draft(&self) -> Self {
+        Self { pins: Pins { root: self.beside("new") }, host: self.host.clone() }
+    }
+
+    /// Loads the object and pins its programs and maps here, but those `reused`, whose pins are given: they get another
+    /// pin, here.
+    pub(super) fn fill(
+        &self,
+        features: Features,
+        object: &Object,
+        secret: u64,
+        reused: &[(&'static str, PathBuf)],
+    ) -> Result<Ebpf> {
+        self.pins.create()?;
+        let mut ebpf = object.load(features, secret, reused)?;
+        for name in names::PROGRAMS {
+            let pin = program_in(&mut ebpf, name)?.pin(self.pins.program(name));
+            pin.map_err(|error| refused(format!("pin program {name}"), error))?;
+        }
+        xdp::pin(&mut ebpf, &self.pins)?;
+        for name in names::MAPS {
+            let to = self.pins.map(name);
+            if let Some((_, from)) = reused.iter().find(|(reused, _)| *reused == name) {
+                fs::hard_link(from, &to).doing(|| format!("pin map {name}"))?;
+            } else {
+                let map = ebpf.map(names::in_object(name)).ok_or_else(|| missing("map", name))?;
+                map.pin(to).map_err(|error| refused(format!("pin map {name}"), error))?;
+            }
+        }
+        self.pins.set_build(&Build::here(object.build(features), secret))?;
+        Ok(ebpf)
+    }
+
     /// Removes all pins, those of other layouts too: the kernel frees programs and maps with the last of them.
     pub fn unload(&self) -> Result<()> {
-        let Some(bpffs) = self.root.parent() else { return remove_pins(&self.root) };
+        let Some(bpffs) = self.pins.root.parent() else { return self.pins.remove() };
         if self.loaded()? {
             // At once, so that what is half removed is never taken for a dataplane.
-            let old = self.beside("old");
-            remove_pins(&old)?;
-            fs::rename(&self.root, &old).doing(|| format!("move the pins to {}", old.display()))?;
+            self.abandon()?;
         }
         remove_all(bpffs, &self.host)
     }
 
+    /// Puts the pins aside, where only [`Dataplane::unload`] looks. Programs go on, but this counts as not loaded: so what
+    /// cannot be read can be taken down.
+    pub(super) fn abandon(&self) -> Result<()> {
+        let old = Pins { root: self.beside("old") };
+        old.remove()?;
+        rename(&self.pins.root, &old.root)
+    }
+
     /// A folder that comes before ours, or after it. (A name in a bpffs has no dots.)
     fn beside(&self, when: &str) -> PathBuf {
-        PathBuf::from(format!("{}_{when}", self.root.display()))
+        PathBuf::from(format!("{}_{when}", self.pins.root.display()))
     }
 
     /// Whether there are pins of this host, whatever their layout.
     pub(crate) fn has_pins(&self) -> Result<bool> {
-        let Some(bpffs) = self.root.parent() else { return Ok(false) };
+        let Some(bpffs) = self.pins.root.parent() else { return Ok(false) };
         Ok(!pins_of(bpffs, &self.host)?.is_empty())
     }
 
     /// Whether the programs at the host's sockets are there.
     pub fn has_socket_hooks(&self) -> bool {
-        sockets::are_installed(&self.root)
+        sockets::are_installed(&self.pins.root)
     }
 
-    /// The folder of the pinned maps.
-    pub(crate) fn maps_dir(&self) -> PathBuf {
-        self.root.join("maps")
+    /// The pins.
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
-    fn link_path(&self, port: PortId) -> PathBuf {
-        self.link_path_of(&port.0.to_string())
+    /// Refuses pins that others could have made or changed, and those that another nsnet has made otherwise.
+    pub fn check(&self, features: Features) -> Result<()> {
+        let object = Object::own()?;
+        self.pins.check(object, object.build(features))
     }
 
-    pub(super) fn link_path_of(&self, name: &str) -> PathBuf {
-        self.root.join("links").join(name)
-    }
-
-    pub(super) fn program_path(&self, name: &str) -> PathBuf {
-        self.root.join("programs").join(name)
+    /// Which object the programs are from; `None` when they do not tell.
+    pub fn build(&self) -> Result<Option<Build>> {
+        self.pins.build()
     }
 
     /// The ports that a link is pinned for.
-    pub(super) fn linked_ports(&self) -> Result<Vec<PortId>> {
-        let folder = self.root.join("links");
+    pub(super) fn linked_ports(&self) -> Result<BTreeSet<PortId>> {
+        let folder = self.pins.links();
         let what = || format!("list {}", folder.display());
         let entries = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             entries => entries.doing(what)?,
         };
-        let mut ports = Vec::new();
+        let mut ports = BTreeSet::new();
         for entry in entries {
             // The others are of the programs at sockets and of the accelerator.
-            ports.extend(entry.doing(what)?.file_name().to_str().and_then(|name| name.parse().ok()).map(PortId));
+            ports.extend(entry.doing(what)?.file_name().to_str().and_then(Pins::port_of_link));
         }
         Ok(ports)
     }
 
     /// A pinned program.
     pub(super) fn pinned(&self, name: &str) -> Result<SchedClassifier> {
-        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
-        program.map_err(|error| refused(format!("open program {name}"), error))
+        self.pins.classifier(name)
     }
 
-    /// Puts the program of `hook` on `interface`: by a pinned tcx link, or a clsact filter where there is no tcx.
+    /// Puts the program of `hook` on `interface`, unless it is there: by a pinned tcx link, or a clsact filter where there
+    /// is no tcx. Behind that of a port stands one that drops all.
     pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
-        let what = || format!("attach {} to {interface}", hook.program());
-        let mut program = self.pinned(hook.program())?;
-        self.detach(port)?;
-        let began = Instant::now();
-        let link = loop {
-            match put_on(&mut program, features, interface, hook) {
-                // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
-                Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
-                    thread::sleep(GRACE / 100);
-                }
-                put => break put?,
-            }
+        let seat = Seat::of(port, interface, hook);
+        let behind = seat.behind();
+        // A port that is new, as most are, has no link: then nobody need be asked.
+        let is_taken = |seat: &Seat| {
+            let is_new = features.tcx && !exists(&seat.link(&self.pins))?;
+            if is_new { Ok(false) } else { seat.is_taken_by(&Netlink::here, &self.pins) }
         };
-        let link = program.take_link(link).map_err(|error| refused(what(), error))?;
-        if !features.tcx {
-            // The filter belongs to the interface and goes with it: dropping the link must not take it off.
-            std::mem::forget(link);
+        let is_closed = behind.as_ref().map_or(Ok(true), is_taken)?;
+        if !is_taken(&seat)? {
+            self.detach(port)?;
+            let order = match &behind {
+                Some(behind) if is_closed => Order::Before(behind, &self.pins),
+                Some(_) | None => Order::Last,
+            };
+            seat.take(features, &self.pins, order)?;
+        }
+        if is_closed {
             return Ok(());
         }
-        let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
-        let pin = link.pin(self.link_path(port));
-        pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the link of {interface}"), error))
+        self.release(port)?;
+        behind.map_or(Ok(()), |behind| behind.take(features, &self.pins, Order::Last))
     }
 
-    /// Takes the program of a port off. (A clsact filter goes with its interface.)
+    /// Takes the program of a port off. What stands behind it stays: see [`Dataplane::release`]. (A clsact filter goes with
+    /// its interface.)
     pub fn detach(&self, port: PortId) -> Result<()> {
-        let path = self.link_path(port);
-        // What is not there need not be removed; a file system that is read-only would refuse even that.
-        if !path.try_exists().doing(|| "look for a pinned link")? {
-            return Ok(());
-        }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
-            _ => Ok(()),
-        }
+        remove_link(&self.pins.link(port))
     }
 
-    /// The same for an interface that stays: the program is off when this returns.
+    /// Forgets a port whose interface is gone: nothing stands behind its program any more.
+    pub fn release(&self, port: PortId) -> Result<()> {
+        remove_link(&self.pins.closed_link(port))
+    }
+
+    /// [`Dataplane::detach`] for an interface that stays: the program is off when this returns.
     ///
     /// With the pin alone the kernel takes it off some time later. A descriptor's end is waited for (an RCU grace period).
     pub fn detach_and_wait(&self, port: PortId) -> Result<()> {
-        let held = PinnedLink::from_pin(self.link_path(port)).ok();
+        let held = PinnedLink::from_pin(self.pins.link(port)).ok();
         self.detach(port)?;
         drop(held);
         Ok(())
@@ -246,189 +255,59 @@ impl Dataplane {
 
     /// The kernel's number of a loaded program.
     pub fn program_id(&self, name: &str) -> Result<u32> {
-        Ok(self.program_info(name)?.id())
+        self.pins.program_id(name)
     }
 
     /// The kernel's description of a loaded program.
     pub fn program_info(&self, name: &str) -> Result<ProgramInfo> {
-        let program = SchedClassifier::from_pin(self.root.join("programs").join(name));
-        let info = program.and_then(|program| program.info());
-        info.map_err(|error| refused(format!("read the description of program {name}"), error))
+        self.pins.program_info(name)
     }
 
     /// Whether our program is on `interface` now, as the kernel tells it.
-    pub fn is_attached(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
-        if !features.tcx {
-            let netlink = Netlink::inside(&NetNs::current()?)?;
-            let Some(link) = netlink.link(interface)? else { return Ok(false) };
-            let ours = self.program_id(hook.program())?;
-            let filters = match hook {
-                Hook::Namespace | Hook::Uplink => netlink.bpf_filters(link.index)?,
-                Hook::Host => netlink.bpf_filters_at_egress(link.index)?,
-            };
-            return Ok(filters.iter().any(|filter| filter.program == ours));
-        }
-        if PinnedLink::from_pin(self.link_path(port)).is_err() {
-            return Ok(false);
-        }
-        let program = self.pinned(hook.program())?;
-        let ours = program.info().map_err(|error| refused("read a program's description", error))?.id();
-        match SchedClassifier::query_tcx(interface, hook.attach_type()) {
-            Ok((_revision, programs)) => Ok(programs.iter().any(|program| program.id() == ours)),
-            Err(_no_such_interface) => Ok(false),
-        }
+    pub fn is_attached(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+        Seat::of(port, interface, hook).is_taken_by(&Netlink::here, &self.pins)
+    }
+
+    /// Whether what a port's program lets pass, or all when that is gone, ends behind it. (Behind an uplink's is the host.)
+    pub fn is_closed(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+        let behind = Seat::of(port, interface, hook).behind();
+        behind.map_or(Ok(true), |behind| behind.is_taken_by(&Netlink::here, &self.pins))
     }
 }
 
-/// Puts `program` on the side of `interface` that `hook` says: a tcx link, or a clsact filter where there is no tcx.
-pub(crate) fn put_on(
-    program: &mut SchedClassifier,
-    features: Features,
-    interface: &str,
-    hook: Hook,
-) -> Result<SchedClassifierLinkId> {
-    let what = || format!("attach {} to {interface}", hook.program());
-    let options = if features.tcx {
-        TcAttachOptions::TcxOrder(LinkOrder::default())
-    } else {
-        match qdisc_add_clsact(interface) {
-            Err(error) if io_errno(&error) != Some(Errno::EEXIST) => return Err(refused(what(), error)),
-            _ => TcAttachOptions::Netlink(NlOptions::default()),
-        }
-    };
-    program.attach_with_options(interface, hook.attach_type(), options).map_err(|error| refused(what(), error))
+impl Pins {
+    /// A pinned program at a TC hook.
+    pub(super) fn classifier(&self, name: &str) -> Result<SchedClassifier> {
+        SchedClassifier::from_pin(self.program(name)).map_err(|error| refused(format!("open program {name}"), error))
+    }
+
+    /// The kernel's description of it.
+    fn program_info(&self, name: &str) -> Result<ProgramInfo> {
+        let info = ProgramInfo::from_pin(self.program(name));
+        info.map_err(|error| refused(format!("read the description of program {name}"), error))
+    }
+
+    /// The kernel's number of it.
+    pub(super) fn program_id(&self, name: &str) -> Result<u32> {
+        Ok(self.program_info(name)?.id())
+    }
 }
 
-/// Opens the embedded object with its globals set, and has the verifier accept its programs.
-pub fn open_object(features: Features) -> Result<Ebpf> {
-    open_object_with(features, random()?)
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().doing(|| format!("look for {}", path.display()))
 }
 
-/// The same, with the key of the hash that NAT chooses ports by.
-pub fn open_object_with(features: Features, secret: u64) -> Result<Ebpf> {
-    open(features, secret, true)
-}
-
-/// The same for an instance that only tries frames: it sends no copies of them, and has room for what one frame needs.
-pub(super) fn open_copy(features: Features, secret: u64) -> Result<Ebpf> {
-    open(features, secret, false)
-}
-
-fn open(features: Features, secret: u64, is_real: bool) -> Result<Ebpf> {
-    if OBJECT.is_empty() {
-        return Err(KernelError::refused("load the dataplane", "this nsnet was built without its eBPF object")
-            .with_remedy("run `cargo xtask build`"));
-    }
-    let (use_peer, use_source) = (u8::from(features.redirect_peer), u8::from(features.fib_source));
-    let set_type = u8::from(!features.peer_scrubs);
-    let use_retval = u8::from(features.set_retval);
-    let sends_copies = u8::from(is_real);
-    let cookie = NetNs::current()?.cookie()?;
-    let mut loader = EbpfLoader::new();
-    if !is_real {
-        // A hash takes memory for its limit when it is made.
-        const FEW: u32 = 1 << 12;
-        for name in [names::FLOWS4, names::FLOWS6, names::MAPPINGS, names::STATIONS, names::FOREIGN, names::DROPS] {
-            loader.map_max_entries(name, FEW);
-        }
-    }
-    let mut ebpf = loader
-        // The programs use no kernel types, so the kernel's own BTF (several MB to parse) is not needed.
-        .btf(None)
-        .override_global(names::USE_REDIRECT_PEER, &use_peer, true)
-        .override_global(names::SET_PACKET_TYPE, &set_type, true)
-        .override_global(names::USE_FIB_SOURCE, &use_source, true)
-        .override_global(names::SECRET, &secret, true)
-        .override_global(names::HOST_COOKIE, &cookie, true)
-        .override_global(names::USE_SET_RETVAL, &use_retval, true)
-        .override_global(names::SENDS_COPIES, &sends_copies, true)
-        .load(OBJECT)
-        .map_err(|error| refused("load the dataplane", error).with_remedy("`nsnet doctor` tells what is missing"))?;
-    for name in names::PROGRAMS {
-        load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
-    }
-    connect_stages(&mut ebpf)?;
-    if is_real {
-        // What a kernel lacks for it, `nsnet doctor` tells, and who asks for it is told.
-        let _extra = xdp::load(&mut ebpf);
-    }
-    Ok(ebpf)
-}
-
-/// Has the verifier look at a program; again when a signal has interrupted it (EAGAIN, `do_check()` in
-/// kernel/bpf/verifier.c).
-fn load(program: &mut SchedClassifier) -> std::result::Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 20;
-    for _ in 1..ATTEMPTS {
-        match program.load() {
-            Err(error) if io_errno(&error) == Some(Errno::EAGAIN) => {}
-            outcome => return outcome,
-        }
-    }
-    program.load()
-}
-
-/// Enters the programs that others call where those look for them.
-fn connect_stages(ebpf: &mut Ebpf) -> Result<()> {
-    let what = |error| refused(format!("enter programs into {}", names::STAGES), error);
-    let mut stages = Vec::new();
-    for name in names::CALLED {
-        let fd = program_in(ebpf, name)?.fd().map_err(|error| refused(format!("use program {name}"), error))?;
-        stages.push(ProgramFd::try_clone(fd).doing(|| format!("use program {name}"))?);
-    }
-    let missing = || KernelError::refused(format!("find map {}", names::STAGES), "the eBPF object does not have it");
-    let mut array = ProgramArray::try_from(ebpf.map_mut(names::STAGES).ok_or_else(missing)?).map_err(what)?;
-    for (place, program) in stages.iter().enumerate() {
-        array.set(place as u32, program, 0).map_err(what)?;
-    }
-    Ok(())
-}
-
-/// 64 bits that nobody can guess.
-fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    let source = fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
-    source.doing(|| "read /dev/urandom")?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
-/// The program `name` of a loaded object.
-pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let missing = || KernelError::refused(format!("find program {name}"), "the eBPF object does not have it");
-    let program: &mut Program = ebpf.program_mut(name).ok_or_else(missing)?;
-    program.try_into().map_err(|_other_type| missing())
-}
-
-fn pin_all(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
-    for folder in ["programs", "maps", "links"] {
-        let folder = root.join(folder);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .doing(|| format!("create {}", folder.display()))?;
-    }
-    for name in names::PROGRAMS {
-        let pin = program_in(ebpf, name)?.pin(root.join("programs").join(name));
-        pin.map_err(|error| refused(format!("pin program {name}"), error))?;
-    }
-    xdp::pin(ebpf, root)?;
-    for name in names::MAPS {
-        let missing = || KernelError::refused(format!("find map {name}"), "the eBPF object does not have it");
-        let map = ebpf.map(names::in_object(name)).ok_or_else(missing)?;
-        let pin = map.pin(root.join("maps").join(name));
-        pin.map_err(|error| refused(format!("pin map {name}"), error))?;
-    }
-    Ok(())
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).doing(|| format!("move the pins to {}", to.display()))
 }
 
 /// Removes all pins of `host`.
 pub(crate) fn remove_all(bpffs: &Path, host: &str) -> Result<()> {
-    pins_of(bpffs, host)?.iter().try_for_each(|path| remove_pins(path))
+    pins_of(bpffs, host)?.iter().try_for_each(Pins::remove)
 }
 
 /// The folders of a host's pins: one for each layout, and drafts.
-fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<PathBuf>> {
+fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<Pins>> {
     let what = || format!("list {}", bpffs.display());
     let entries = match fs::read_dir(bpffs) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -439,17 +318,19 @@ fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<PathBuf>> {
     for entry in entries {
         let entry = entry.doing(what)?;
         if entry.file_name().to_string_lossy().starts_with(&ours) {
-            pins.push(entry.path());
+            pins.push(Pins { root: entry.path() });
         }
     }
     Ok(pins)
 }
 
-fn remove_pins(root: &Path) -> Result<()> {
-    match fs::remove_dir_all(root) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).doing(|| format!("remove the pins in {}", root.display()))
-        }
+fn remove_link(pin: &Path) -> Result<()> {
+    // What is not there need not be removed; a file system that is read-only would refuse even that.
+    if !exists(pin)? {
+        return Ok(());
+    }
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
         _ => Ok(()),
     }
 }
@@ -462,7 +343,7 @@ pub(crate) fn refused(what: impl std::fmt::Display, error: impl std::error::Erro
     }
 }
 
-fn io_errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+pub(super) fn io_errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<io::Error>() {

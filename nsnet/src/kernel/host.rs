@@ -20,6 +20,7 @@ use super::signals::Uninterrupted;
 use super::sockets;
 use super::steps::{self, Around};
 use super::store::{BPFFS, Record, Store};
+use super::upgrade;
 use super::uplink;
 use crate::model::drift::Drift;
 use crate::model::name::Name;
@@ -112,7 +113,8 @@ impl Host {
 
     /// What the file has to do with the kernel, when it cannot be believed: a verb was cut off, or the file is gone.
     pub fn disorder(&self) -> Result<Option<String>> {
-        let is_so = |record: &Record| Ok(!record.under_way.is_empty() || self.is_lost(record)?);
+        let is_so =
+            |record: &Record| Ok(!record.under_way.is_empty() || upgrade::is_cut_off(self)? || self.is_lost(record)?);
         if !is_so(&self.record()?)? {
             return Ok(None);
         }
@@ -121,8 +123,10 @@ impl Host {
         let record = store.load()?;
         Ok(if !record.under_way.is_empty() {
             Some("a verb was cut off: the next one that changes something takes back what it did".to_owned())
+        } else if upgrade::is_cut_off(self)? {
+            Some("an upgrade was cut off: the next verb that changes something takes it back".to_owned())
         } else {
-            is_so(&record)?.then(|| format!("{}; {}", Self::LOST, Self::REMEDY))
+            self.is_lost(&record)?.then(|| format!("{}; {}", Self::LOST, Self::REMEDY))
         })
     }
 
@@ -243,6 +247,7 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
+        self.check_pins()?;
         let mut new = old.clone();
         let answer = edit(&mut new)?;
         let scope = look(&new, &answer);
@@ -256,9 +261,21 @@ impl Host {
         Ok(Change { answer, old, new, drift, steps })
     }
 
+    /// Refuses to read or change what others have put among the pins, or what another nsnet keeps otherwise.
+    pub fn check_pins(&self) -> Result<()> {
+        if self.dataplane.loaded()? { self.dataplane.check(self.features) } else { Ok(()) }
+    }
+
+    /// The same with no verb under way: what is to be told, if anything.
+    pub fn foreign_pins(&self) -> Result<Option<KernelError>> {
+        let _still = Store::shared(&self.key, self.on_note)?;
+        Ok(self.check_pins().err())
+    }
+
     /// The state, once what a verb that was cut off has done is taken back. While that fails, nothing else is done.
-    fn settled(&self, store: &Store) -> Result<State> {
+    pub(super) fn settled(&self, store: &Store) -> Result<State> {
         let record = store.load()?;
+        upgrade::settle(self, &record.state)?;
         if self.is_lost(&record)? {
             return Err(KernelError::refused("change this host", Self::LOST).with_remedy(Self::REMEDY));
         }

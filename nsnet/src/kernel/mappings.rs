@@ -34,7 +34,7 @@ impl Maps {
 
     /// The key of the half that reserves the external endpoint.
     pub(super) fn external(inside: &MappingKey, mapping: &Mapping) -> MappingKey {
-        MappingKey::new(NetworkId::OUTSIDE, IpProtocol(inside.protocol), mapping.ip, mapping.port)
+        MappingKey::outside(IpProtocol(inside.protocol), mapping.ip, mapping.port)
     }
 
     /// Every mapping, in the order of the endpoints inside.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use ipnet::IpNet;
+use nix::errno::Errno;
 use nsnet_common::layout::{
     AddressKey, DropKey, Dropped, ForeignKey, LastDrop, MAPPED_IPV4_BITS, MAX_REASONS, Network, NetworkId, Port,
     PortCounters, PortId, Station, StationKey, SubnetKey, Traffic, Usage, names,
@@ -15,8 +15,12 @@ use nsnet_common::layout::{
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
 
+use super::capture::monotonic;
 use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
+use super::pins::{Pins, UPGRADE};
+use crate::model::state::State;
+use crate::model::traffic::{Look, PortName};
 
 /// What all CPUs together have counted, by port and reason.
 pub type Drops = BTreeMap<(PortId, u16), Dropped>;
@@ -24,13 +28,13 @@ pub type Drops = BTreeMap<(PortId, u16), Dropped>;
 /// The pinned maps of one host.
 #[derive(Debug)]
 pub struct Maps {
-    folder: PathBuf,
+    pins: Pins,
 }
 
 impl Maps {
     /// The maps of a loaded dataplane.
     pub fn of(dataplane: &Dataplane) -> Self {
-        Self { folder: dataplane.maps_dir() }
+        Self { pins: dataplane.pins().clone() }
     }
 
     pub(super) fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &str, kind: fn(MapData) -> Map) -> Result<M> {
@@ -39,7 +43,11 @@ impl Maps {
 
     /// A map without its types.
     pub(super) fn data(&self, name: &str) -> Result<MapData> {
-        MapData::from_pin(self.folder.join(name)).map_err(|error| refused(format!("open map {name}"), error))
+        MapData::from_pin(self.pins.map(name)).map_err(|error| {
+            let error = refused(format!("open map {name}"), error);
+            // Of another version, or of an nsnet that knew it not.
+            if error.errno() == Some(Errno::ENOENT) { error.with_remedy(UPGRADE) } else { error }
+        })
     }
 
     pub(super) fn ports(&self) -> Result<Array<MapData, Port>> {
@@ -161,6 +169,14 @@ impl Maps {
             Ok(values.iter().fold(PortCounters::default(), |sum, cpu| sum_of(sum, *cpu)))
         };
         ids.into_iter().map(over_cpus).collect()
+    }
+
+    /// What the ports of a state have seen up to now.
+    pub fn look(&self, state: &State) -> Result<Look> {
+        let names = PortName::all(state);
+        let at = monotonic()?;
+        let counters = self.counters(names.iter().map(|name| name.port))?;
+        Ok(Look { at, ports: names.into_iter().zip(counters).collect(), drops: self.drops()? })
     }
 
     /// Everything that was dropped, over all CPUs.

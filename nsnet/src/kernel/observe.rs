@@ -256,9 +256,14 @@ impl Look<'_> {
         Ok(found)
     }
 
-    fn program(&self, port: PortId, interface: &str, hook: Hook) -> Result<Option<Difference>> {
-        let is_there = self.host.dataplane.is_attached(self.host.features, port, interface, hook)?;
-        Ok((!is_there).then(|| Difference::missing(format_args!("program on {interface}"))))
+    fn program(&self, port: PortId, interface: &str, hook: Hook) -> Result<Vec<Difference>> {
+        let dataplane = &self.host.dataplane;
+        let is_attached = dataplane.is_attached(port, interface, hook)?;
+        let lost = (!is_attached).then(|| Difference::missing(format_args!("program on {interface}")));
+        let is_closed = dataplane.is_closed(port, interface, hook)?;
+        let open =
+            (!is_closed).then(|| Difference::missing(format_args!("what closes {interface} behind its program")));
+        Ok(lost.into_iter().chain(open).collect())
     }
 
     /// A port's entries.

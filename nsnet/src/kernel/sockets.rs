@@ -3,7 +3,7 @@
 //! They are an extra. Where a kernel or a container does not let us have them, the dataplane works without, and
 //! programs of the host reach no published port: `nsnet doctor` tells so.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -14,6 +14,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program};
+use ipnet::IpNet;
 use nsnet_common::layout::names;
 use nsnet_common::wire::IpAddress;
 
@@ -42,7 +43,10 @@ pub fn load(ebpf: &mut Ebpf) -> Result<()> {
 /// Loads the programs, attaches them to the root cgroup, and pins both below `root`: all of them, or none.
 pub(crate) fn install(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     let installed = load(ebpf).and_then(|()| cgroup::root()).and_then(|cgroup| {
-        names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| install_one(ebpf, name, &cgroup, root))
+        names::SOCKET_PROGRAMS.into_iter().try_for_each(|name| {
+            pin_program(ebpf, name, root)?;
+            install_link(ebpf, name, &cgroup, root)
+        })
     });
     if installed.is_err() {
         // The first error is the one to report.
@@ -56,9 +60,14 @@ pub(crate) fn are_installed(root: &Path) -> bool {
     names::SOCKET_PROGRAMS.into_iter().all(|name| root.join("links").join(name).exists())
 }
 
-fn install_one(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd, root: &Path) -> Result<()> {
+/// Pins a program that is loaded.
+pub(super) fn pin_program(ebpf: &mut Ebpf, name: &str, root: &Path) -> Result<()> {
     let pinned = program_in(ebpf, name)?.pin(root.join("programs").join(name));
-    pinned.map_err(|error| refused(format!("pin program {name}"), error))?;
+    pinned.map_err(|error| refused(format!("pin program {name}"), error))
+}
+
+/// Attaches it, and pins the link.
+pub(super) fn install_link(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd, root: &Path) -> Result<()> {
     let pinned = attach(ebpf, name, cgroup)?.pin(root.join("links").join(name));
     pinned.map(|_link| ()).map_err(|error| refused(format!("pin the link of {name}"), error))
 }
@@ -104,15 +113,14 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
     }
     let mut locals = locals(host)?;
     for turn in 0..TURNS {
-        let wanted = addresses(host)?;
-        let known: BTreeSet<IpAddress> = all(locals.keys(), names::LOCALS)?.into_iter().collect();
+        let (wanted, known) = (addresses(host)?, known(&locals)?);
         if wanted == known {
             return Ok(turn > 0);
         }
-        for ip in wanted.difference(&known) {
-            locals.insert(ip, 1, 0).map_err(|error| refused("enter an address of the host", error))?;
+        for (ip, kind) in wanted.iter().filter(|(ip, kind)| known.get(*ip) != Some(*kind)) {
+            locals.insert(ip, kind, 0).map_err(|error| refused("enter an address of the host", error))?;
         }
-        for ip in known.difference(&wanted) {
+        for ip in known.keys().filter(|ip| !wanted.contains_key(*ip)) {
             gone(locals.remove(ip), names::LOCALS)?;
         }
     }
@@ -121,19 +129,37 @@ pub(crate) fn refresh_locals(host: &Host) -> Result<bool> {
 
 /// Where the programs know other addresses than the host has now.
 pub(crate) fn local_differences(host: &Host) -> Result<Vec<Difference>> {
-    let known: BTreeSet<IpAddress> = all(locals(host)?.keys(), names::LOCALS)?.into_iter().collect();
-    let wanted = addresses(host)?;
-    let lost = wanted.difference(&known).map(|ip| Difference::lacks("entry of address", IpAddr::from(*ip)));
-    let stale = known.difference(&wanted).map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)));
-    Ok(lost.chain(stale).collect())
+    let (wanted, known) = (addresses(host)?, known(&locals(host)?)?);
+    let lost = wanted.iter().filter(|(ip, kind)| known.get(*ip) != Some(*kind));
+    let stale = known.keys().filter(|ip| !wanted.contains_key(*ip));
+    let lost = lost.map(|(ip, _)| Difference::lacks("entry of address", IpAddr::from(*ip)));
+    Ok(lost.chain(stale.map(|ip| Difference::extra("entry of address", IpAddr::from(*ip)))).collect())
 }
 
 fn locals(host: &Host) -> Result<HashMap<MapData, IpAddress, u8>> {
     host.maps().open(names::LOCALS, Map::HashMap)
 }
 
-/// The host's addresses. A link-local one says nothing without its link: a router elsewhere may have the same.
-fn addresses(host: &Host) -> Result<BTreeSet<IpAddress>> {
-    let addresses = host.netlink.all_addresses()?.into_iter().map(|(_, address)| IpAddress::from(address.addr()));
-    Ok(addresses.filter(|ip| !ip.is_link_local_v6()).collect())
+/// What the programs know.
+fn known(locals: &HashMap<MapData, IpAddress, u8>) -> Result<BTreeMap<IpAddress, u8>> {
+    Ok(all(locals.iter(), names::LOCALS)?.into_iter().collect())
+}
+
+/// The host's addresses (1), and the broadcast addresses of its subnets (0).
+fn addresses(host: &Host) -> Result<BTreeMap<IpAddress, u8>> {
+    let mut addresses = BTreeMap::new();
+    for (_, address) in host.netlink.all_addresses()? {
+        // RFC 3021: a /31 has no broadcast address.
+        if let IpNet::V4(v4) = address
+            && v4.prefix_len() < 31
+        {
+            addresses.entry(IpAddress::from(IpAddr::V4(v4.broadcast()))).or_insert(0);
+        }
+        // A link-local address says nothing without its link: a router elsewhere may have the same.
+        let ip = IpAddress::from(address.addr());
+        if !ip.is_link_local_v6() {
+            addresses.insert(ip, 1);
+        }
+    }
+    Ok(addresses)
 }

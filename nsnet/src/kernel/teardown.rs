@@ -20,6 +20,11 @@ impl Host {
     pub fn down(&self) -> Result<()> {
         let store = Store::locked(&self.key, self.on_note)?;
         let _whole = Uninterrupted::begin()?;
+        if let Err(error) = self.check_pins() {
+            // Nothing of it can be taken back, nor be read: it goes as a whole.
+            (self.on_note)(&format!("{error}; it goes unread"));
+            self.dataplane.abandon()?;
+        }
         let old = match store.load() {
             Ok(record) => {
                 self.take_down(&store, &record.state, &record.under_way)?;

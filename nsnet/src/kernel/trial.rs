@@ -7,10 +7,12 @@ use aya::Ebpf;
 use nix::sched::{CloneFlags, unshare};
 use nsnet_common::layout::names;
 
-use super::dataplane::{Hook, open_object, program_in, put_on};
+use super::dataplane::{Hook, open_object, program_in};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+use super::hooks::put_on;
 use super::netlink::Netlink;
+use super::selfcheck::{self, HOST, NAMESPACE};
 use super::sockets;
 use super::veth::VethSpec;
 use super::xdp::{self, Side};
@@ -28,7 +30,7 @@ pub struct Trial {
     pub xdp: Option<String>,
 }
 
-/// Makes a veth pair, loads the programs and attaches one, all in a namespace that goes with the thread.
+/// Makes veth pairs, loads the programs, runs them on a few frames and attaches one, all in a namespace that goes with the thread.
 pub fn trial(features: Features) -> Result<Trial> {
     let thread = thread::Builder::new().name("trial".to_owned());
     let trial = thread.spawn(move || in_scratch(features)).doing(|| "start a thread")?;
@@ -38,8 +40,10 @@ pub fn trial(features: Features) -> Result<Trial> {
 fn in_scratch(features: Features) -> Result<Trial> {
     unshare(CloneFlags::CLONE_NEWNET).doing(|| "make a network namespace")?;
     let netlink = Netlink::here()?;
-    let end = VethSpec { name: "trial", ..VethSpec::default() };
-    netlink.create_veth(&end, &VethSpec { name: "trial-peer", ..VethSpec::default() }, None)?;
+    let interface = |name, index| VethSpec { name, index, ..VethSpec::default() };
+    for (name, peer, port) in [("trial-host", "peer-host", HOST), ("trial", "peer", NAMESPACE)] {
+        netlink.create_veth(&interface(name, Some(port.ifindex())), &interface(peer, None), None)?;
+    }
 
     let began = Instant::now();
     let mut ebpf = open_object(features)?;
@@ -50,10 +54,11 @@ fn in_scratch(features: Features) -> Result<Trial> {
         let count = info.ok().and_then(|info| info.verified_instruction_count());
         instructions.extend(count.map(|count| (name, count)));
     }
-    put_on(program_in(&mut ebpf, names::FROM_NAMESPACE)?, features, end.name, Hook::Namespace)?;
+    selfcheck::check(&mut ebpf, netlink.existing_link("peer")?.index)?;
+    put_on(program_in(&mut ebpf, names::FROM_NAMESPACE)?, features, "trial", Hook::Namespace)?;
     let sockets = if features.cgroup { sockets::try_out(&mut ebpf).err() } else { None };
     let sockets = sockets.map(|error| error.to_string());
-    let xdp = try_xdp(&mut ebpf, netlink.existing_link(end.name)?.index).err().map(|error| error.to_string());
+    let xdp = try_xdp(&mut ebpf, netlink.existing_link("trial")?.index).err().map(|error| error.to_string());
     Ok(Trial { load, instructions, sockets, xdp })
 }
 

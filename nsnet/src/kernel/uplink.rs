@@ -77,7 +77,7 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
     if !host.dataplane.loaded()? {
         return Ok(());
     }
-    if !is_attached(host, uplink, &link.name)? {
+    if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
         take_off(host, uplink)?;
         host.dataplane.attach(host.features, uplink.port(), &link.name, Hook::Uplink)?;
     }
@@ -133,22 +133,13 @@ pub(crate) fn mode_of(host: &Host, uplink: &Uplink) -> Result<(Mode, String)> {
     })
 }
 
-/// Whether our program is on the interface, as the kernel tells it.
-fn is_attached(host: &Host, uplink: &Uplink, interface: &str) -> Result<bool> {
-    if host.features.tcx {
-        return host.dataplane.is_attached(host.features, uplink.port(), interface, Hook::Uplink);
-    }
-    let ours = host.dataplane.program_id(names::FROM_UPLINK)?;
-    Ok(host.netlink.bpf_filters(uplink.ifindex)?.iter().any(|filter| filter.program == ours))
-}
-
 /// What is wrong with an uplink.
 pub(crate) fn differences(host: &Host, uplink: &Uplink) -> Result<Vec<Difference>> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else {
         return Ok(vec![Difference::missing("the interface")]);
     };
     let mut found = Vec::new();
-    if !is_attached(host, uplink, &link.name)? {
+    if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
         found.push(Difference::missing(format_args!("program on {}", link.name)));
     }
     found.extend(xdp::uplink::differences(host, uplink, &link)?);

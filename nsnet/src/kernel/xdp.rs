@@ -6,9 +6,10 @@
 pub(crate) mod port;
 pub(crate) mod uplink;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::maps::xdp::DevMap;
@@ -23,6 +24,7 @@ use nsnet_common::layout::{PortId, names};
 use super::dataplane::{Dataplane, refused};
 use super::error::{Doing as _, KernelError, Result};
 use super::maps::Maps;
+use super::pins::Pins;
 
 /// Which program of the accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +36,8 @@ pub enum Side {
 }
 
 impl Side {
+    const BOTH: [Self; 2] = [Self::Namespace, Self::Uplink];
+
     /// The program that belongs there.
     pub fn program(self) -> &'static str {
         match self {
@@ -61,12 +65,12 @@ pub fn load(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// Pins the programs below `root`, if the kernel has accepted them.
-pub(super) fn pin(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
+/// Pins the programs, if the kernel has accepted them.
+pub(super) fn pin(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     for name in names::XDP_PROGRAMS {
         let program = program_in(ebpf, name)?;
         if program.fd().is_ok() {
-            let pin = program.pin(root.join("programs").join(name));
+            let pin = program.pin(pins.program(name));
             pin.map_err(|error| refused(format!("pin program {name}"), error))?;
         }
     }
@@ -97,18 +101,32 @@ fn refused_by(interface: &str, error: KernelError) -> KernelError {
     }
 }
 
+/// The pin of the link of a port or uplink.
+fn link_of(pins: &Pins, port: PortId, side: Side) -> PathBuf {
+    pins.links().join(format!("{}_{}", port.0, side.program()))
+}
+
+/// The names of the pinned links of the accelerator, each with its side.
+pub(super) fn links_at(pins: &Pins) -> Result<Vec<(OsString, Side)>> {
+    let folder = pins.links();
+    let what = || format!("list {}", folder.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).doing(what)? {
+        let name = entry.doing(what)?.file_name();
+        let side = Side::BOTH.into_iter().find(|side| name.to_string_lossy().ends_with(side.program()));
+        found.extend(side.map(|side| (name, side)));
+    }
+    Ok(found)
+}
+
 impl Dataplane {
     /// Whether the kernel has taken the accelerator's programs.
     pub fn has_accelerator(&self) -> bool {
-        names::XDP_PROGRAMS.into_iter().all(|name| self.program_path(name).exists())
-    }
-
-    fn xdp_link(&self, port: PortId) -> PathBuf {
-        self.link_path_of(&format!("xdp_{}", port.0))
+        names::XDP_PROGRAMS.into_iter().all(|name| self.pins().program(name).exists())
     }
 
     fn xdp_program(&self, side: Side) -> Result<Xdp> {
-        let program = Xdp::from_pin(self.program_path(side.program()), XdpAttachType::Interface);
+        let program = Xdp::from_pin(self.pins().program(side.program()), XdpAttachType::Interface);
         program.map_err(|error| refused(format!("open program {}", side.program()), error))
     }
 
@@ -126,26 +144,27 @@ impl Dataplane {
         let link = put_on(&mut program, ifindex)?;
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
         let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
-        let pin = link.pin(self.xdp_link(port));
+        let pin = link.pin(link_of(self.pins(), port, side));
         pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the XDP link of interface {ifindex}"), error))
     }
 
     /// Takes the program of a port or uplink off; it is off when this returns.
     pub(super) fn detach_xdp(&self, port: PortId) -> Result<()> {
-        let path = self.xdp_link(port);
-        // As in detach_and_wait(): a descriptor's end is waited for.
-        let held = PinnedLink::from_pin(&path).ok();
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link")?,
-            _ => {}
+        for path in Side::BOTH.map(|side| link_of(self.pins(), port, side)) {
+            // As in detach_and_wait(): a descriptor's end is waited for.
+            let held = PinnedLink::from_pin(&path).ok();
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link")?,
+                _ => {}
+            }
+            drop(held);
         }
-        drop(held);
         Ok(())
     }
 
-    /// The ports and uplinks that an XDP link is pinned for.
+    /// Whether an XDP link is pinned for a port or uplink.
     pub(super) fn has_xdp_link(&self, port: PortId) -> bool {
-        self.xdp_link(port).exists()
+        Side::BOTH.into_iter().any(|side| link_of(self.pins(), port, side).exists())
     }
 }
 

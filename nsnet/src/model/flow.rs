@@ -42,11 +42,14 @@ impl Connection {
     /// The endpoints inside of networks whose mappings the flow uses; at most one for each end.
     pub fn mapped(&self) -> impl Iterator<Item = MappingKey> {
         let is_mapped = self.about.has(flow_flags::MAPPED);
-        let end = |key: &FlowKey| MappingKey::new(key.side, key.protocol(), key.source, key.source_port);
-        [self.opener, self.answers]
+        let end = |key: &FlowKey, external: IpAddress| {
+            MappingKey::inside(key.side, key.protocol(), key.source, key.source_port, external)
+        };
+        // What one side is called on the other is whom that side sends to.
+        [(self.opener, self.answers), (self.answers, self.opener)]
             .into_iter()
-            .filter(move |key| is_mapped && key.side != NetworkId::OUTSIDE)
-            .map(move |key| end(&key))
+            .filter(move |(key, _)| is_mapped && key.side != NetworkId::OUTSIDE)
+            .map(move |(key, other)| end(&key, other.destination))
     }
 }
 
@@ -289,7 +292,8 @@ mod tests {
         let mut flow = connection(IpProtocol::UDP);
         assert_eq!(flow.mapped().count(), 0);
         flow.about.flags |= flow_flags::MAPPED;
-        let inside = MappingKey::new(NetworkId(1), IpProtocol::UDP, v4("10.1.0.2"), 4000u16.to_be_bytes());
+        let (port, external) = (4000u16.to_be_bytes(), flow.answers.destination);
+        let inside = MappingKey::inside(NetworkId(1), IpProtocol::UDP, v4("10.1.0.2"), port, external);
         assert_eq!(flow.mapped().collect::<Vec<_>>(), [inside]);
         // Opened from outside, by the same mapping.
         let from_outside = Connection { opener: flow.answers, answers: flow.opener, ..flow };

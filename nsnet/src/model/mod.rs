@@ -19,6 +19,7 @@ pub mod publish;
 pub mod request;
 pub mod spec;
 pub mod state;
+pub mod traffic;
 pub mod uplink;
 
 /// A wish that cannot be granted: names the object, the cause, and what to do. Nothing was changed.

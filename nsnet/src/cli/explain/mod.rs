@@ -27,13 +27,6 @@ use crate::model::uplink::Uplink;
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  nsnet explain --from red icmp 192.0.2.7
-  nsnet explain --from red tcp 10.0.0.2:5000 192.0.2.7:80 --flags ack
-  nsnet explain --from uplink:eth0 udp 198.51.100.9:5353 192.0.2.1:8080
-  nsnet explain --from red --pcap red.pcap --frame 3
-  xxd -p frame.bin | nsnet explain --from red --hex")]
 pub(super) struct ExplainArgs {
     /// Who sends it: a namespace, `host`, or somebody outside by an uplink (ns:NAME for a namespace of such a name)
     #[arg(long, value_name = "NS|host|uplink[:IF]")]
@@ -168,7 +161,7 @@ fn notes(host: &Host, state: &State, explainer: &Explainer, arrival: &Arrival) -
     let member = members.iter().find(|member| member.port == id).map(|member| member.interface.to_owned());
     let interface = member.or_else(|| state.uplink(id).map(|uplink| uplink.interface.clone()));
     if let Some(interface) = interface
-        && !host.dataplane.is_attached(host.features, id, &interface, hook)?
+        && !host.dataplane.is_attached(id, &interface, hook)?
     {
         notes.push(format!("no program is on {interface}, so none of this happens there; `nsnet status` tells more"));
     }

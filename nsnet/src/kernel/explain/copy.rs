@@ -14,10 +14,11 @@ use nsnet_common::verdict::{Outcome, Verdict};
 use nsnet_common::wire::IpProtocol;
 use zerocopy::FromZeros as _;
 
-use super::super::dataplane::{open_copy, program_in, refused};
+use super::super::dataplane::{program_in, refused};
 use super::super::error::{KernelError, Result};
 use super::super::features::Features;
 use super::super::maps::{plus, sum_of};
+use super::super::object::open_copy;
 use super::Confirmed;
 use super::ask::Asker;
 use super::live::Found;

@@ -5,7 +5,7 @@ use nsnet_common::layout::names;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::super::batch;
-use super::super::dataplane::{Dataplane, Hook, OBJECT, refused};
+use super::super::dataplane::{Dataplane, Hook, Object, refused};
 use super::super::error::{KernelError, Result};
 use super::super::features::Features;
 use super::copy::Copy;
@@ -61,7 +61,10 @@ fn constants(dataplane: &Dataplane) -> Result<Vec<u8>> {
             let map = MapData::from_id(id).map_err(|error| refused("open a program's map", error))?;
             let mut constants = Vec::new();
             // An array of one entry.
-            batch::for_each_bytes(&map, SECTION, |_key, value| constants = value.to_vec())?;
+            batch::for_each_bytes(&map, SECTION, |_key, value| {
+                constants = value.to_vec();
+                Ok(())
+            })?;
             return Ok(constants);
         }
     }
@@ -77,7 +80,8 @@ struct Section {
 impl Section {
     fn of_object() -> Result<Self> {
         let what = "read this nsnet's eBPF object";
-        let file = object::File::parse(OBJECT).map_err(|error| KernelError::refused(what, error))?;
+        let own = Object::own()?;
+        let file = object::File::parse(own.bytes()).map_err(|error| KernelError::refused(what, error))?;
         let section = file.section_by_name(SECTION);
         let section = section.ok_or_else(|| KernelError::refused(what, "it has no constants"))?;
         let symbols = file.symbols().filter(|symbol| symbol.section_index() == Some(section.index()));

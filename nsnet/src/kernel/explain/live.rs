@@ -93,6 +93,11 @@ impl<K: Copy + Eq + Hash, V: Copy> Entries<K, V> {
 }
 
 impl<'a> Live<'a> {
+    /// What is known of an address of the host's: 1 is its own, 0 a broadcast address.
+    fn local(&self, ip: IpAddress) -> Option<u8> {
+        self.found.locals.get(ip, || self.hash_entry(&self.maps.locals, names::LOCALS, &ip)).0
+    }
+
     /// The tables at a time: the monotonic clock in nanoseconds, and the coarse one in seconds.
     pub(super) fn new(maps: &'a OpenMaps, asker: &'a Asker<'a>, secret: u64, now: u64, seconds: u32) -> Self {
         let memory = MemoryTables::default();
@@ -448,7 +453,11 @@ impl<'a> Tables for &'a Live<'_> {
     }
 
     fn is_local(&self, ip: IpAddress) -> bool {
-        self.found.locals.get(ip, || self.hash_entry(&self.maps.locals, names::LOCALS, &ip)).0.is_some()
+        self.local(ip) == Some(1)
+    }
+
+    fn is_broadcast(&self, ip: IpAddress) -> bool {
+        self.local(ip) == Some(0)
     }
 
     // For the hooks at sockets, by which no frame comes: those tables are empty here.

@@ -44,9 +44,7 @@ pub(super) fn attach(host: &Host, port: &Attachment, network: &Network) -> Resul
     set_link(&host.netlink, &outer, None, network.mtu)?;
     set_link(&inside, &inner, Some(port.mac), network.mtu)?;
     // Before either end is up: what a namespace sends is seen by the program or by nobody.
-    if !host.dataplane.is_attached(host.features, port.port(), &port.outer, Hook::Namespace)? {
-        host.dataplane.attach(host.features, port.port(), &port.outer, Hook::Namespace)?;
-    }
+    host.dataplane.attach(host.features, port.port(), &port.outer, Hook::Namespace)?;
     switch(host, port, network, &ns)?;
     host.netlink.set_up(outer.index)?;
     ns.run(|| set_ipv6(&port.inner, network.has_ipv6()))??;
@@ -101,13 +99,14 @@ pub(super) fn detach(host: &Host, port: &Attachment, network: &Network) -> Resul
         // When nobody can open more.
         host.maps().forget_flows(port.port(), network.id(), &port.ips)?;
     }
-    // With the host's end goes the one in the namespace, if that is still there.
+    // With the host's end goes the one in the namespace, if that is still there. Until then, nothing gets past what stands
+    // behind the program.
     if !host.netlink.delete_link(port.port().ifindex())?
         && let Some(ns) = NetNs::find(port.ns.as_str())?
     {
         delete_inner(&Netlink::inside(&ns)?, port)?;
     }
-    Ok(())
+    host.dataplane.release(port.port())
 }
 
 /// Deletes our end in the namespace, whose other end somebody has moved out of the host.

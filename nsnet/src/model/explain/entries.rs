@@ -137,6 +137,11 @@ impl Words<'_> {
                     "the host's".to_owned()
                 })
             }
+            Lookup::Broadcast(address, is_broadcast) => {
+                found(names::LOCALS, ip(*address), is_broadcast.then_some(()), "no broadcast address", |()| {
+                    "a broadcast address".to_owned()
+                })
+            }
         }
     }
 
@@ -197,7 +202,7 @@ impl Words<'_> {
         let life = if about.is_alive(now) {
             format!("used {seen} s ago, lives {} s more", (about.seen + about.timeout).saturating_sub(now))
         } else {
-            format!("over: used {seen} s ago, of at most {}", about.timeout)
+            format!("over but for the other direction: used {seen} s ago, of at most {}", about.timeout)
         };
         let is_same = (key.source, key.destination, key.source_port, key.destination_port)
             == (*source, *destination, about.source_port, about.destination_port);

@@ -66,6 +66,8 @@ pub enum Lookup {
     Uplink(u32, Option<PortId>),
     /// Whether an address is the host's.
     Local(IpAddress, bool),
+    /// Whether an address is a broadcast address of the host's subnets.
+    Broadcast(IpAddress, bool),
 }
 
 /// What was changed, and whether that could be done.

@@ -401,6 +401,12 @@ impl<'a, T: Tables> Tables for Recording<'a, T> {
         is_local
     }
 
+    fn is_broadcast(&self, ip: IpAddress) -> bool {
+        let is_broadcast = self.tables.is_broadcast(ip);
+        self.looked(Lookup::Broadcast(ip, is_broadcast));
+        is_broadcast
+    }
+
     // What follows is for the hooks at sockets, where no frame comes by.
 
     fn any_local<F: FnMut(IpAddress) -> bool>(&self, is_it: &mut F) -> bool {
