@@ -27,7 +27,9 @@ fn the_last_attach_asks_for_no_more_than_the_first() -> Result<()> {
     }
     let calls = || -> Result<usize> {
         lab.nsnet("detach v-net-0 @first")?;
-        Ok(traced(&lab, "attach v-net-0 @first")?.calls.len())
+        // Writes of settings are repeated by the kernel as long as somebody else has its lock (ERESTARTNOINTR).
+        let run = traced(&lab, "attach v-net-0 @first")?;
+        Ok(run.calls.iter().filter(|call| call.name != "write").count())
     };
     lab.nsnet("network add v-net-0 --subnet 10.77.0.0/16")?;
     lab.nsnet("ns add @first")?;

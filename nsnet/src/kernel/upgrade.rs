@@ -10,7 +10,7 @@
 //!   the old folder removed
 //! ```
 //! Whatever fails before the exchange is undone by giving each hook the program of the folder `<host>_v2/`, and so is
-//! what was killed: that is [`settle`], with which the next verb begins.
+//! what was killed: that is `settle`, with which the next verb begins.
 
 use std::collections::HashMap;
 use std::fs;
