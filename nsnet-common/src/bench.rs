@@ -46,6 +46,9 @@ pub struct Template {
     pub first_destination: u32,
     /// At least 1.
     pub destinations: u32,
+    /// 1 for frames that leave by the interface, as those of a sender of XDP frames behind it do; 0 for frames that seem to
+    /// come in by it.
+    pub leaves: u32,
 }
 
 impl Template {
@@ -92,6 +95,7 @@ mod tests {
             sources: 3,
             first_destination: 53,
             destinations: 2,
+            leaves: 0,
         };
         let ports: Vec<_> = (0..7).map(|number| template.ports(number)).collect();
         assert_eq!(ports, [(1000, 53), (1001, 53), (1002, 53), (1000, 54), (1001, 54), (1002, 54), (1000, 53)]);

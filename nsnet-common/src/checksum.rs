@@ -17,6 +17,14 @@ impl Sum {
         Self::default().ip(source).ip(destination).word(length).word(u16::from(protocol.0))
     }
 
+    /// The sum of the pseudo-header of TCP or UDP over IPv4 (RFC 9293 section 3.1, RFC 768).
+    #[inline(always)]
+    pub fn pseudo_header_v4(source: [u8; 4], destination: [u8; 4], length: u16, protocol: IpProtocol) -> Self {
+        let [[a, b, c, d], [e, f, g, h]] = [source, destination];
+        let addresses = Self::default().bytes(a, b).bytes(c, d).bytes(e, f).bytes(g, h);
+        addresses.word(length).word(u16::from(protocol.0))
+    }
+
     /// Adds 16 bits.
     #[inline(always)]
     pub fn word(self, word: u16) -> Self {

@@ -241,7 +241,7 @@ fn follow_tcp<T: Tables>(scratch: &Scratch, found: Found<T::Flow>, tables: T) ->
 
 /// Notes how far this direction has come.
 #[inline(always)]
-fn note_numbers(datagram: &Datagram, flow: &Flow, entry: impl FlowEntry) {
+pub(crate) fn note_numbers(datagram: &Datagram, flow: &Flow, entry: impl FlowEntry) {
     let is_ahead = datagram.end.wrapping_sub(flow.about.next) <= LEAP;
     let next = if is_ahead { datagram.end } else { flow.about.next };
     let has_ack = datagram.has(tcp_flags::ACK);

@@ -18,6 +18,7 @@
 //!       fragment  those without ports follow the one that has them; long packets are cut
 //!       refuse, quote   what is dropped and better told      datagram, scratch   a packet's tuple, and its workplace
 //!     wire    what the bytes mean, one file per protocol
+//!   accelerated   the same for the frames that most are, before there is a buffer: else it leaves them to `path`
 //!   socket    redirect() original() is_reserved()  published ports for the host's own sockets
 //!   capture   which frames are shown to who captures, and when
 //!   sweep     end()              what a process found dead ends as if a packet had met it
@@ -27,7 +28,7 @@
 //!   layout    map keys, values, names, sizes: once, for both sides
 //! ```
 //!
-//! `path` may call everything; the others call `wire`, `packet`, `tables` and what stands below them; nothing calls back up.
+//! `path` and `accelerated` may call everything; the others call `wire`, `packet`, `tables` and what stands below them; nothing calls back up.
 //!
 //! RFCs and standards obeyed: 826 and 5227 (ARP), 791 and 8200 (IP), 792, 1812 and 4443 (ICMP errors), 4861, 6980 and 7113 (ND and RA guard),
 //! 1071 and 1624 (checksum), 4787, 5382, 5508, 6146, 7857 (NAT), 1812 and 4443 (router, ICMP), IEEE 802.1D-2004 (switching). The line that obeys or departs from one cites it.
@@ -46,6 +47,7 @@
     )
 )]
 
+pub mod accelerated;
 pub mod arp;
 pub mod bench;
 pub mod capture;

@@ -18,7 +18,7 @@ use crate::wire::{IpAddress, IpProtocol, Mac};
 type LastFrame = (u64, PortId, Vec<u8>);
 
 /// Every table of the dataplane, and a clock that stands still until told otherwise.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct MemoryTables {
     /// By port id.
     pub ports: HashMap<PortId, Port>,

@@ -25,6 +25,11 @@ pub trait Packet {
         self.len() == 0
     }
 
+    /// Whether all of it lies in one piece of memory, where it matters: a frame of XDP may be in several.
+    fn is_in_one_piece(&self) -> bool {
+        true
+    }
+
     /// The `T` that begins `at` bytes into the frame, or `None` when the frame ends before it does.
     fn view<T: Wire>(&self, at: usize) -> Option<&T>;
 
@@ -46,7 +51,13 @@ pub trait Packet {
     /// Changes the transport checksum `at` by what changed under it: addresses of the pseudo-header, and bytes of the
     /// message itself. A local frame's checksum may be partial, which covers the pseudo-header only: the two are apart
     /// because of that.
-    fn change_checksum(&mut self, at: usize, pseudo_header: Delta, message: Delta, is_udp: bool) -> Option<()>;
+    /// In place, where it never is (RFC 1624).
+    fn change_checksum(&mut self, at: usize, pseudo_header: Delta, message: Delta, is_udp: bool) -> Option<()> {
+        let old = *self.view::<[u8; 2]>(at)?;
+        let change = pseudo_header.and(message);
+        let new = if is_udp { change.apply_udp(old) } else { change.apply(old) };
+        self.overwrite(at, &new)
+    }
 
     /// Whether a VLAN tag travels beside the frame (the kernel takes the outer tag out of the bytes).
     fn has_tag_aside(&self) -> bool;
@@ -123,13 +134,6 @@ impl Packet for Buffer {
 
     fn write<T: Wire>(&mut self, at: usize, value: &T) -> Option<()> {
         value.write_to_prefix(self.bytes.get_mut(at..)?).ok()
-    }
-
-    fn change_checksum(&mut self, at: usize, pseudo_header: Delta, message: Delta, is_udp: bool) -> Option<()> {
-        let old = *self.view::<[u8; 2]>(at)?;
-        let change = pseudo_header.and(message);
-        let new = if is_udp { change.apply_udp(old) } else { change.apply(old) };
-        self.write(at, &new)
     }
 
     fn has_tag_aside(&self) -> bool {

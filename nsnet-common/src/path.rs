@@ -221,7 +221,7 @@ fn counted<P: Packet>(
 }
 
 #[inline(always)]
-fn read_untagged(frame: &impl Packet) -> Result<Ethernet, DropReason> {
+pub(crate) fn read_untagged(frame: &impl Packet) -> Result<Ethernet, DropReason> {
     let eth = Ethernet::read(frame)?;
     // Priority tags (VLAN 0) too: no port is a trunk, and a tag must not reach a receiver that would act on it.
     if frame.has_tag_aside() || eth.ethertype().is_tag() {

@@ -139,7 +139,7 @@ pub(crate) fn send_on(frame: &mut impl Packet, scratch: &mut Scratch, tables: im
 /// Whether the flow was made for a published port that is somebody else's by now. A TCP connection goes on with whom it
 /// began; the next datagram of an unchanged sender goes to the new one.
 #[inline(always)]
-fn is_outdated(scratch: &Scratch, tables: impl Tables) -> bool {
+pub(crate) fn is_outdated(scratch: &Scratch, tables: impl Tables) -> bool {
     let Scratch { datagram, flow: Flow { about, .. }, .. } = scratch;
     let goes_on = datagram.kind == Kind::Tcp && !datagram.is_syn();
     if about.publish == 0 || about.has(flow_flags::REPLY) || goes_on {
@@ -152,7 +152,7 @@ fn is_outdated(scratch: &Scratch, tables: impl Tables) -> bool {
 /// Whether the packet keeps its flow alive: from inside always, from outside only for what is published (RFC 4787
 /// REQ-6); never a RST, or anything after one (RFC 7857 sections 2.2 and 7.1).
 #[inline(always)]
-fn may_refresh(scratch: &Scratch) -> bool {
+pub(crate) fn may_refresh(scratch: &Scratch) -> bool {
     let Scratch { datagram, flow: Flow { about, .. }, .. } = scratch;
     let is_inside = datagram.key.side != NetworkId::OUTSIDE || about.has(flow_flags::PUBLISHED);
     is_inside && about.state != FlowState::CLOSED && !datagram.has(tcp_flags::RST)
@@ -225,7 +225,7 @@ pub(crate) fn way_out(out: &Port, by_neighbour: bool) -> Egress {
 
 /// The longest packet for the way out; `mtu` is that of the route, or 0.
 #[inline(always)]
-fn longest(out: &Port, mtu: u16) -> u32 {
+pub(crate) fn longest(out: &Port, mtu: u16) -> u32 {
     if mtu != 0 { u32::from(mtu).min(out.mtu()) } else { out.mtu() }
 }
 

@@ -65,7 +65,7 @@ fn is_ip(eth: &Ethernet) -> bool {
 
 /// The port of the same network that has this MAC: by the number in the MAC (an array lookup), else by the hashed FDB.
 #[inline(always)]
-fn port_of(mac: Mac, from: &Port, tables: impl Tables) -> Option<Port> {
+pub(crate) fn port_of(mac: Mac, from: &Port, tables: impl Tables) -> Option<Port> {
     if let Some(port) = tables.port(port_of_mac(mac))
         && port.mac() == mac
         && port.network() == from.network()
@@ -180,7 +180,7 @@ fn take_allowance(port: PortId, copies: u16, tables: impl Tables) -> Result<(), 
 
 /// The longest frame that `port` takes, Ethernet header included.
 #[inline(always)]
-fn longest(port: &Port) -> u32 {
+pub(crate) fn longest(port: &Port) -> u32 {
     port.mtu() + Ethernet::LEN as u32
 }
 

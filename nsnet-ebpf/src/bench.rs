@@ -35,7 +35,11 @@ pub(crate) fn generate(ctx: XdpContext) -> u32 {
         SHAPE_V6 => write::<V6_WORDS>(&ctx, template, Some(l4)),
         _ => write::<V4_WORDS>(&ctx, template, None),
     };
-    if written { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
+    match (written, template.leaves) {
+        (false, _) => xdp_action::XDP_ABORTED,
+        (true, 0) => xdp_action::XDP_PASS,
+        (true, _) => xdp_action::XDP_TX,
+    }
 }
 
 /// The headers, with the UDP header's words at their end: ports and checksum are taken, the length stays.

@@ -1,6 +1,6 @@
 //! The eBPF programs of nsnet. Each is a hook around one function of `nsnet_common::path`: read that first.
 //!
-//! Unsafe code is in `context.rs` (the frame), `maps.rs` and below it (the tables), `host.rs` (routes and sockets) and
+//! Unsafe code is in `context.rs` and `xdp.rs` (the frame), `maps.rs` and below it (the tables), `host.rs` (routes and sockets) and
 //! `call.rs` (what a socket asks for) only.
 
 #![no_std]
@@ -17,6 +17,7 @@ mod outcome;
 mod programs;
 mod sockets;
 mod words;
+mod xdp;
 
 /// Helpers such as `bpf_redirect_peer` are for programs under a GPL-compatible licence.
 #[expect(unsafe_code, reason = "a link section is the only way to state a program's licence")]

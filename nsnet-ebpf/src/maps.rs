@@ -7,10 +7,11 @@ mod drops;
 mod flows;
 mod tables;
 
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{HashOfMaps, RingBuf};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
+use aya_ebpf::maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
 use nsnet_common::layout::{
     AddressKey, Capturing, DropKey, Dropped, Event, Flow, Flow4, FlowKey, FlowKey4, ForeignKey, Fragment, FragmentKey,
     Held, HeldKey, Holding, LastDrop, MAX_ADDRESSES, MAX_DROP_COUNTERS, MAX_FLOWS_V4, MAX_FLOWS_V6, MAX_FRAGMENTS,
@@ -95,6 +96,11 @@ static HOLDING: Array<Holding> = Array::with_max_entries(MAX_PORTS, 0);
 /// Where an entry of `HELD` is made: it is replaced whole, so that nobody finds half of one.
 #[map]
 static HELD_HERE: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
+/// The interfaces of ports and uplinks, by their numbers, as far as they take frames of XDP.
+#[map]
+static XDP_PORTS: DevMap = DevMap::with_max_entries(MAX_PORTS, 0);
+#[map]
+static ACCELERATED: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_PORTS, 0);
 #[map]
 static RECLAIMED: Array<u64> = Array::with_max_entries(3, 0);
 #[map]
@@ -107,6 +113,28 @@ pub(crate) fn scratch<'a>() -> Option<&'a mut Scratch> {
     // SAFETY: programs on one CPU do not interrupt one another at a hook, and each asks once. All zeros, as which the
     // kernel makes it, is a value of every field, and only values are ever written.
     Some(unsafe { &mut *scratch })
+}
+
+/// Sends a frame of XDP to a port or uplink.
+#[inline(always)]
+pub(crate) fn send(to: PortId) -> u32 {
+    // Where a port is just leaving the map, the frame is lost like on any wire: it may be written already.
+    XDP_PORTS.redirect(u32::from(to.0), u64::from(XDP_DROP)).unwrap_or(XDP_DROP)
+}
+
+/// Counts a frame from `port` that TC will not see.
+#[inline(always)]
+pub(crate) fn count_accelerated(port: PortId) {
+    if let Some(count) = ACCELERATED.get_ptr_mut(u32::from(port.0)) {
+        // SAFETY: the value is this CPU's own, and programs on one CPU do not interrupt one another at a hook.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Whether somebody captures: every frame is for TC then, which shows it.
+#[inline(always)]
+pub(crate) fn is_captured() -> bool {
+    capture::is_on()
 }
 
 /// The VLAN tag that the kernel has taken out of the frame, as on the wire; zeros for none.

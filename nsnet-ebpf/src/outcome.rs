@@ -1,10 +1,12 @@
 //! What the core decided becomes what the hook does.
 
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use nsnet_common::layout::names;
+use nsnet_common::layout::{PortId, names};
 use nsnet_common::verdict::{DropReason, Egress, Outcome, Verdict};
 
 use crate::context::TcFrame;
+use crate::maps;
 
 /// The action that ends a frame.
 pub(crate) const DROP: i32 = TC_ACT_SHOT;
@@ -34,6 +36,18 @@ pub(crate) fn act(frame: &mut TcFrame, outcome: Outcome) -> i32 {
             log_drop(frame, reason);
             DROP
         }
+    }
+}
+
+/// The XDP action for a frame from `from` that goes to port `to`; `None` leaves it to TC on the same interface.
+#[inline(always)]
+pub(crate) fn accelerate(from: PortId, to: Option<PortId>) -> u32 {
+    match to {
+        Some(to) => {
+            maps::count_accelerated(from);
+            maps::send(to)
+        }
+        None => XDP_PASS,
     }
 }
 

@@ -3,8 +3,10 @@
 //! A stage is a program of its own, entered by a tail call, because the 512 bytes of stack are for each program: the way
 //! of a frame that is only switched pays nothing for what routing needs.
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use nsnet_common::accelerated;
 use nsnet_common::layout::{Answer, PortId, Question};
 use nsnet_common::packet::Packet as _;
 use nsnet_common::path;
@@ -15,8 +17,9 @@ use nsnet_common::verdict::Outcome;
 use nsnet_common::wire::Ethernet;
 
 use crate::context::{Hook, TcFrame};
-use crate::maps::{Maps, scratch};
+use crate::maps::{Maps, is_captured, scratch};
 use crate::outcome;
+use crate::xdp::XdpFrame;
 
 /// Ingress of the host end of a namespace's veth: what a namespace sends.
 #[classifier]
@@ -48,6 +51,27 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let Some(scratch) = scratch() else { return outcome::DROP };
     let outcome = path::from_uplink(&mut frame, ifindex, scratch, maps);
     outcome::act(&mut frame, outcome)
+}
+
+/// XDP of the host end of a namespace's veth: what most frames need, before the kernel has made a buffer of them.
+#[xdp(frags)]
+pub(crate) fn xdp_from_namespace(ctx: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(ctx);
+    let (maps, port) = (frame.maps(), frame.port());
+    let Some(scratch) = scratch().filter(|_scratch| !is_captured()) else { return XDP_PASS };
+    let to = accelerated::from_namespace(&mut frame, port, scratch, maps);
+    outcome::accelerate(port, to)
+}
+
+/// XDP of an uplink, likewise.
+#[xdp(frags)]
+pub(crate) fn xdp_from_uplink(ctx: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(ctx);
+    let (maps, ifindex) = (frame.maps(), frame.ifindex());
+    let Some(scratch) = scratch().filter(|_scratch| !is_captured()) else { return XDP_PASS };
+    let Some(uplink) = maps.uplink(ifindex) else { return XDP_PASS };
+    let to = accelerated::from_uplink(&mut frame, uplink, scratch, maps);
+    outcome::accelerate(uplink, to)
 }
 
 /// Behind `from_namespace` and `from_host` on the hooks of each port: a frame that comes here has passed no program of

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use nsnet::model::mode::Mode;
 use nsnet::model::name::Name;
 use nsnet::model::plan::{Step, plan};
 use nsnet::model::request::{AttachRequest, CableRequest, NetworkRequest, RouteRequest};
@@ -160,15 +161,37 @@ fn rank(step: &Step) -> u8 {
     match step {
         Step::AddNamespace(_) | Step::DeleteNamespace(_) | Step::ReservePorts(_) => 0,
         Step::LoadDataplane | Step::UnloadDataplane => 1,
-        Step::AddUplink(_) | Step::DeleteUplink(_) => 2,
+        Step::AddUplink(_) | Step::DeleteUplink(_) | Step::SetUplinkMode(..) => 2,
         Step::SetPools(..) => 3,
         Step::AddNetwork(_) | Step::DeleteNetwork(_) => 4,
         Step::SetPolicy(..) => 5,
-        Step::Attach(..) | Step::Detach(..) => 6,
+        Step::Attach(..) | Step::Detach(..) | Step::SetMode(..) => 6,
         Step::AddCable(_) | Step::DeleteCable(_) => 7,
         Step::AddRoute(_) | Step::DeleteRoute(_) => 8,
         Step::AddPublish(_) | Step::DeletePublish(_) => 9,
         Step::TellLocals | Step::RemoveStray(_) | Step::Repair(_) => panic!("nothing was broken: {step}"),
+    }
+}
+
+#[test]
+fn a_mode_is_changed_at_the_ports_that_stay() {
+    let (before, mut after) = (state(), state());
+    after.set_modes(&name("v6"), Some(Mode::Xdp), None).unwrap();
+    let steps = plan(&before, &after, &[]);
+    let ports: Vec<&str> = steps
+        .iter()
+        .map(|step| if let Step::SetMode(port, ..) = step { port.ns.as_str() } else { panic!("{step}") })
+        .collect();
+    assert_eq!(ports, ["red", "blue"]);
+    let back: Vec<Step> = steps.iter().filter_map(Step::undo).collect();
+    assert_eq!(back, plan(&after, &before, &[]));
+    // As fits is TC for them: nothing is to be done.
+    after.set_modes(&name("v6"), Some(Mode::Auto), None).unwrap();
+    assert_eq!(plan(&before, &after, &[]), []);
+    // Asked for again, or left out, it is the same network; asked for otherwise it is not.
+    let request = network("v6", &["10.1.0.0/29", "fd00::/64"]);
+    for (mode, is_same) in [(None, true), (Some(Mode::Auto), true), (Some(Mode::Tc), false)] {
+        assert_eq!(add(&mut after, &NetworkRequest { mode, ..request.clone() }).is_ok(), is_same, "{mode:?}");
     }
 }
 

@@ -23,7 +23,7 @@ impl Dumper {
     /// All tables of the host's dataplane, but the one of programs, which nothing changes.
     pub(crate) fn open(host: &NetNs) -> Result<Self> {
         let folder = PathBuf::from(format!("{BPFFS}/{:x}_v{LAYOUT_VERSION}/maps", host.cookie()?));
-        let names = names::MAPS.into_iter().filter(|name| *name != names::STAGES);
+        let names = names::MAPS.into_iter().filter(|name| !matches!(*name, names::STAGES | names::XDP_PORTS));
         let open = |name| {
             let map = MapData::from_pin(folder.join(name));
             Ok((name, map.with_context(|| format!("open {name}"))?))

@@ -27,6 +27,7 @@
 //!   nat_ports  who gets which external port             reach      who reaches a published port from where
 //!   nat_tcp    TCP, segment by segment                  icmp       errors, in both directions
 //!   nat_life   clocks, flush, addresses that change     fragments  in any order
+//!   xdp        the accelerator, in every mixture of modes
 //!   nat_addresses  those that come later, and two       nat_hairpin    published ports from inside
 //!   networks   apart, opened and internal               bench      a very short run of it
 //!   see        rates, the view on a terminal
@@ -112,3 +113,4 @@ mod upgrade_cut;
 mod upgrade_maps;
 mod upgrade_others;
 mod world;
+mod xdp;

@@ -28,8 +28,8 @@ fn maps_of_another_size_are_copied() -> Result<()> {
     lab.nsnet("publish add @c1 7000-7010:7000-7010/udp")?;
     publish(&bed)?;
     let definitions = Object::own()?.definitions()?;
-    // Those of one moment, and of captures, are not copied.
-    let kept = [names::CAPTURE, names::RINGS, names::CAPTURING, names::LOCKS];
+    // Those of one moment, of captures, and of devices are not copied.
+    let kept = [names::CAPTURE, names::RINGS, names::CAPTURING, names::LOCKS, names::XDP_PORTS];
     let all = names::MAPS.into_iter().filter(|name| *name != names::STAGES && !kept.contains(name));
     let all: Vec<&str> = all.collect();
     let sizes: Vec<(&str, u32)> = all.iter().map(|name| (*name, 2 * definitions[name].max_entries)).collect();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::clock::monotonic;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::xdp::DevMap;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
@@ -22,6 +23,7 @@ use nsnet::kernel::dataplane::{open_object_with, program_in};
 use nsnet::kernel::features::Features;
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::veth::VethSpec;
+use nsnet::kernel::xdp::{self, Side};
 use nsnet_common::cases::Hook;
 use nsnet_common::cases::check::State;
 use nsnet_common::cases::check::ifindex_of;
@@ -115,6 +117,7 @@ pub(crate) struct Machine {
     held: HashMap<MapData, HeldKey, Held>,
     holding: Array<MapData, Holding>,
     locals: HashMap<MapData, IpAddress, u8>,
+    accelerated: PerCpuArray<MapData, u64>,
     ifindexes: Wanted<PortId, u32>,
     _sockets: Sockets,
 }
@@ -167,6 +170,13 @@ impl Machine {
             Features { tcx: true, redirect_peer, peer_scrubs: true, fib_source: true, cgroup: false, set_retval: true };
         let sockets = outside()?;
         let mut ebpf = open_object_with(features, SECRET, sizes)?;
+        xdp::load(&mut ebpf)?;
+        let mut devices: DevMap<_> =
+            ebpf.map_mut(names::XDP_PORTS).context("the object has no map of devices")?.try_into()?;
+        let ports = ENDS.into_iter().filter(|end| end.network != NetworkId::OUTSIDE);
+        for (port, ifindex) in ports.map(|end| (end.id, end.id.ifindex())).chain([(UPLINK.id, UPLINK_IFINDEX)]) {
+            devices.set(u32::from(port.0), ifindex, None, 0)?;
+        }
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
         let (flows_v4, mappings) = (map(names::FLOWS4)?, map(names::MAPPINGS)?);
         Ok(Self {
@@ -197,6 +207,7 @@ impl Machine {
             held: map(names::HELD)?.try_into()?,
             holding: map(names::HOLDING)?.try_into()?,
             locals: map(names::LOCALS)?.try_into()?,
+            accelerated: map(names::ACCELERATED)?.try_into()?,
             ifindexes: Wanted::new(),
             _sockets: sockets,
             ebpf,
@@ -219,6 +230,9 @@ impl Machine {
         let mut counts = Vec::new();
         for name in names::PROGRAMS {
             counts.push((name, program_in(&mut self.ebpf, name)?.info()?.verified_instruction_count()));
+        }
+        for name in names::XDP_PROGRAMS {
+            counts.push((name, xdp::program_in(&mut self.ebpf, name)?.info()?.verified_instruction_count()));
         }
         Ok(counts)
     }
@@ -371,6 +385,27 @@ impl Machine {
         Ok(state.without_zeros())
     }
 
+    /// Runs the accelerator's program of `side` on a frame at a port's interface; the frame is not sent on.
+    pub(crate) fn accelerate(&mut self, side: Side, port: PortId, frame: &[u8]) -> Result<Ran> {
+        let context = xdp_context(self.ifindex(port), frame.len());
+        let mut bytes = vec![0; frame.len() + 64];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut bytes),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = xdp::program_in(&mut self.ebpf, side.program())?.test_run(options)?;
+        bytes.truncate(result.data_size_out as usize);
+        Ok(Ran { action: result.return_value, bytes })
+    }
+
+    /// How many frames the accelerator has taken of all ports and uplinks.
+    pub(crate) fn accelerated(&self) -> Result<u64> {
+        let of_port = |id: u16| Ok(self.accelerated.get(&id.into(), 0)?.iter().sum::<u64>());
+        (0..=LAST_PORT).map(of_port).sum()
+    }
+
     /// Runs the program of `hook` on a frame, and one that does nothing, in turn; how long each took, in nanoseconds. Each
     /// run is one of its own, since what is sent on is not the same frame any more.
     pub(crate) fn times(
@@ -508,6 +543,16 @@ fn context(hook: Hook, ifindex: u32, length: usize, gso_size: u32) -> [u8; 192] 
         set(GSO_SIZE, gso_size);
         set(GSO_SEGS, (length as u32).div_ceil(gso_size));
     }
+    context
+}
+
+/// `struct xdp_md` (linux/bpf.h).
+fn xdp_context(ifindex: u32, length: usize) -> [u8; 24] {
+    const DATA_END: usize = 4;
+    const IFINDEX: usize = 12;
+    let mut context = [0; 24];
+    context[DATA_END..DATA_END + 4].copy_from_slice(&(length as u32).to_ne_bytes());
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     context
 }
 

@@ -9,10 +9,12 @@
 //!   live     what BPF_PROG_TEST_RUN does not take: sent by packet sockets, through the programs at their hooks
 //!   gate     what a packet costs: time, lookups and instructions, beside what they were
 //!   flood    every case that is flooded: who really gets a copy, and which bytes
+//!   accelerated  every case and sequence offered to XDP: taken as memory takes it, or untouched
 //!   full     tables without room: what is refused, what goes on, and when there is room again
 //!   capture  every case with somebody who captures: what he is told is what memory says, and nothing else differs
 //! ```
 
+mod accelerated;
 mod capture;
 mod clock;
 mod flood;

@@ -6,6 +6,7 @@
 //!   ethernet ipv4 arp ipv6 nd forward learn host refuse       the cases, by theme; all() is the table
 //!   sequence several frames after one another: what a flow is takes more than one
 //!   check    runs a case on plain memory; what a state is, and what it should be
+//!   accelerated   what the accelerator makes of the same frames
 //!   mutate   frames made of the cases' frames by breaking them
 //!   oracle   what may get through at all, read from the bytes once more: the judge of what mutate makes
 //! ```
@@ -18,6 +19,7 @@
     reason = "code for tests: a wrong case is to stop the test"
 )]
 
+pub mod accelerated;
 mod arp;
 pub mod check;
 mod errors;

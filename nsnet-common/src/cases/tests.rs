@@ -16,7 +16,7 @@ use super::mutate::{Mutant, Mutants};
 use super::oracle::{end_of, objection, objection_to_routed};
 use super::sequence::{Fate, flaw, is_dropped, miscounted};
 use super::world::{self, BLUE, HOST, RED, ROUTER_MAC, UPLINK};
-use super::{Hook, all, frame::Frame, frame::checksum, sequences};
+use super::{Hook, accelerated, all, frame::Frame, frame::checksum, sequences};
 
 #[test]
 fn every_case() {
@@ -38,6 +38,49 @@ fn every_sequence() {
     }
     assert!(failures.is_empty(), "{} sequences:\n{}", failures.len(), failures.join("\n"));
     println!("{} sequences", sequences.len());
+}
+
+/// Whatever the accelerator takes goes the way that it would have gone, and whatever it leaves is untouched.
+#[test]
+fn the_accelerator_takes_alike_or_leaves_alone() {
+    let (mut offered, mut taken, mut objections) = (0, 0, Vec::new());
+    let mut judge = |name: &str, hook, port, frame: &[u8], tables: &MemoryTables| {
+        offered += 1;
+        taken += u32::from(accelerated::offer(hook, port, frame, tables).to.is_some());
+        let lines = accelerated::objections(hook, port, frame, tables);
+        objections.extend(lines.into_iter().map(|line| format!("{name}: {line}")));
+    };
+    // It never sees a tag beside the frame, nor a frame of several segments.
+    for case in all().iter().filter(|case| accelerated::has_one(case.hook) && !case.tag_aside && case.gso_size == 0) {
+        let mut tables = case.tables(NOON);
+        judge(&case.name, case.hook, case.port, &case.frame, &tables);
+        accelerated::open(&mut tables);
+        judge(&case.name, case.hook, case.port, &case.frame, &tables);
+    }
+    for sequence in sequences() {
+        let mut tables = sequence.tables(NOON);
+        accelerated::open(&mut tables);
+        for step in &sequence.steps {
+            step.prepare(&mut tables);
+            if accelerated::has_one(step.hook) && step.gso_size == 0 {
+                judge(&sequence.name, step.hook, step.port, &step.frame, &tables);
+            }
+            let _as_expected_elsewhere = step.run(&tables);
+        }
+    }
+    for mutant in {
+        let mut mutants = Mutants::new(7);
+        (0..20_000).map(move |_| mutants.next_mutant())
+    } {
+        let mut tables = world::tables(NOON);
+        accelerated::open(&mut tables);
+        if accelerated::has_one(mutant.hook) && mutant.gso_size == 0 {
+            judge("a mutant", mutant.hook, mutant.port, &mutant.frame, &tables);
+        }
+    }
+    assert!(objections.is_empty(), "{} lines:\n{}", objections.len(), objections.join("\n"));
+    println!("{taken} of {offered} frames taken");
+    assert!(taken > 100, "only {taken} of {offered} frames were taken");
 }
 
 #[test]

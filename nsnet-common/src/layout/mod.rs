@@ -99,6 +99,12 @@ pub mod names {
     /// Every program for frames: at a TC hook, called by one, or run by a process.
     pub const PROGRAMS: [&str; 11] =
         [FROM_NAMESPACE, FROM_HOST, FROM_UPLINK, ROUTED, RELATED, OPENED, REFUSED, FRAGMENTED, CUT, SWEPT, CLOSED];
+    /// XDP of the host end of a namespace's veth.
+    pub const XDP_FROM_NAMESPACE: &str = "xdp_from_namespace";
+    /// XDP of an uplink.
+    pub const XDP_FROM_UPLINK: &str = "xdp_from_uplink";
+    /// The programs that accelerate the others. Where the kernel does not take them (before 5.18) nothing is missing.
+    pub const XDP_PROGRAMS: [&str; 2] = [XDP_FROM_NAMESPACE, XDP_FROM_UPLINK];
     /// The programs at the root cgroup, which every socket meets; named like the hooks they are at.
     pub const SOCKET_PROGRAMS: [&str; 10] = [
         "connect4",
@@ -193,11 +199,15 @@ pub mod names {
     pub const LOCALS: &str = "LOCALS";
     /// LRU hash of [`OriginalKey`](super::OriginalKey) to [`Original`](super::Original).
     pub const ORIGINALS: &str = "ORIGINALS";
+    /// Map of devices by port id: where frames of XDP may be sent to.
+    pub const XDP_PORTS: &str = "XDP_PORTS";
+    /// Per-CPU array of u64 by port id: frames from there that XDP has forwarded. They are in `COUNTERS`, too.
+    pub const ACCELERATED: &str = "ACCELERATED";
     /// Hash of [`MappingKey`](super::MappingKey) to u8: endpoints that a CPU is at. Pinned, so that programs that take the
     /// place of others know of them.
     pub const LOCKS: &str = "LOCKS";
     /// Every map.
-    pub const MAPS: [&str; 32] = [
+    pub const MAPS: [&str; 34] = [
         PORTS,
         NETWORKS,
         STATIONS,
@@ -229,6 +239,8 @@ pub mod names {
         CAPTURE,
         RINGS,
         CAPTURING,
+        XDP_PORTS,
+        ACCELERATED,
         LOCKS,
     ];
 

@@ -17,6 +17,10 @@ pub mod flags {
     pub const IPV6: u16 = 1 << 3;
     /// An uplink: an interface of the host's that is no port of a network, with an index of the kernel's choosing.
     pub const UPLINK: u16 = 1 << 4;
+    /// Frames that are no buffers yet may be sent there (XDP).
+    pub const XDP: u16 = 1 << 5;
+    /// Those of several pieces, too.
+    pub const XDP_PIECES: u16 = 1 << 6;
 }
 
 /// One port: all that is needed to judge a frame from it and to deliver a frame to it.
@@ -59,6 +63,14 @@ impl Port {
         let port = Self::new(id, NetworkId::OUTSIDE, mac, mtu, flags::UPLINK).with_addresses(ipv4, ipv6);
         let ([i, j], [k, l], [m, n, o, p]) = (id.0.to_ne_bytes(), mtu.to_ne_bytes(), ifindex.to_ne_bytes());
         Self { size: u64::from_ne_bytes([i, j, k, l, m, n, o, p]), ..port }
+    }
+
+    /// The same port with these flags besides its own.
+    #[must_use]
+    pub fn with(self, more: u16) -> Self {
+        let [a, b, c, d, e, f, ..] = self.who.to_ne_bytes();
+        let [g, h] = (self.flags() | more).to_ne_bytes();
+        Self { who: u64::from_ne_bytes([a, b, c, d, e, f, g, h]), ..self }
     }
 
     fn placed(self, ipv4: [u8; 4], network: NetworkId, next: PortId) -> Self {

@@ -38,6 +38,12 @@ macro_rules! word {
     };
 }
 
+/// Whether somebody captures, or was killed while he did and nothing was to be shown since.
+#[inline(always)]
+pub(super) fn is_on() -> bool {
+    word!(until) != 0
+}
+
 /// Shows the frame to who captures; `port` is where it is counted, if that is not where it came in.
 #[inline(always)]
 pub(super) fn show(skb: *mut __sk_buff, moment: Moment, port: PortId) {

@@ -59,6 +59,12 @@ unsafe fn atomic_add(word: *mut u64, number: i64) {
 }
 
 impl Maps {
+    /// The tables for a frame of which they need nothing.
+    #[inline(always)]
+    pub(crate) fn without_frame() -> Self {
+        Self { skb: core::ptr::null_mut() }
+    }
+
     #[inline(always)]
     fn count(port: PortId, change: impl FnOnce(&mut PortCounters)) {
         if let Some(counters) = COUNTERS.get_ptr_mut(u32::from(port.0)) {

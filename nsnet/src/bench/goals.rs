@@ -128,6 +128,9 @@ impl Goals<'_> {
         self.add("nanoseconds added to a 64-byte datagram, vs the bridge's", AtMost(0.1), added);
         let injected = self.rate(way, Load::Injected64, Peer::Bridge);
         self.add("injected frames, switched, vs Linux bridge", AtLeast(2.0), injected);
+        let cell = self.results.cell(way, Load::Injected64);
+        let by_xdp = cell.and_then(|cell| cell.ratio(Measure::Rate, Peer::NsnetXdp, Peer::Bridge));
+        self.add("injected frames, switched by XDP, vs Linux bridge", AtLeast(4.0), by_xdp);
         let instructions = self.of(way, Load::Udp64, Peer::Direct, Measure::Instructions);
         self.add("instructions for a 64-byte datagram, vs direct veth", AtMost(1.04), instructions);
         for (measure, name, most) in [(Measure::TripMedian, "median", 1.02), (Measure::TripP99, "p99", 1.05)] {

@@ -208,6 +208,7 @@ pub(super) fn datagrams(injection: &Injection, series: Series) -> Template {
         sources: series.sources.into(),
         first_destination: series.first_destination.into(),
         destinations: series.destinations.into(),
+        leaves: injection.leaves.into(),
     }
 }
 
@@ -224,6 +225,7 @@ pub(super) fn arp_requests(injection: &Injection) -> Template {
         sources: 1,
         first_destination: 0,
         destinations: 1,
+        leaves: injection.leaves.into(),
     }
 }
 
@@ -253,7 +255,14 @@ mod tests {
     fn injection() -> Injection {
         let here = || (NetNs::current().unwrap(), "lo".to_owned());
         let ips = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
-        Injection { entry: here(), macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]], ips, exit: here(), back: here() }
+        Injection {
+            entry: here(),
+            macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
+            ips,
+            exit: here(),
+            back: here(),
+            leaves: false,
+        }
     }
 
     /// The frame as the program writes it.

@@ -30,6 +30,8 @@ pub enum Peer {
     Nsnet,
     /// nsnet on a kernel without `bpf_redirect_peer`.
     NsnetRedirect,
+    /// nsnet with its accelerator, for a namespace that sends frames of XDP.
+    NsnetXdp,
 }
 
 /// From where to where.
@@ -52,7 +54,7 @@ pub enum Way {
 
 impl Peer {
     /// All of them, in the order of reports.
-    pub const ALL: [Peer; 11] = [
+    pub const ALL: [Peer; 12] = [
         Peer::Direct,
         Peer::DirectAgain,
         Peer::Bridge,
@@ -64,6 +66,7 @@ impl Peer {
         Peer::Proxy,
         Peer::Nsnet,
         Peer::NsnetRedirect,
+        Peer::NsnetXdp,
     ];
 
     /// As people call it.
@@ -80,12 +83,13 @@ impl Peer {
             Peer::Proxy => "userland proxy",
             Peer::Nsnet => "nsnet",
             Peer::NsnetRedirect => "nsnet without redirect_peer",
+            Peer::NsnetXdp => "nsnet, XDP",
         }
     }
 
     /// Whether it is one of ours.
     pub fn is_nsnet(self) -> bool {
-        matches!(self, Peer::Nsnet | Peer::NsnetRedirect)
+        matches!(self, Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp)
     }
 
     /// Whether it has this way. The direct veth stands for the limit on each.
@@ -97,6 +101,8 @@ impl Peer {
             Peer::Routed => !matches!(way, Way::HostToPublished | Way::NsToPublished),
             Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps => !matches!(way, Way::NsToHost),
             Peer::Macvlan => way == Way::NsToNs,
+            // Between those who have frames of XDP: what comes from outside here is a kernel's.
+            Peer::NsnetXdp => matches!(way, Way::NsToNs | Way::NsToOutside),
             Peer::Proxy => matches!(way, Way::OutsideToPublished | Way::HostToPublished | Way::NsToPublished),
         }
     }
@@ -115,7 +121,13 @@ impl Peer {
             Peer::Routed => &[tool::IPTABLES_NFT, tool::IP, tool::CONNTRACK],
             Peer::NftMaps => &[tool::NFT, tool::CONNTRACK],
             Peer::Macvlan => &[tool::IP],
-            Peer::Direct | Peer::DirectAgain | Peer::Bridge | Peer::Proxy | Peer::Nsnet | Peer::NsnetRedirect => &[],
+            Peer::Direct
+            | Peer::DirectAgain
+            | Peer::Bridge
+            | Peer::Proxy
+            | Peer::Nsnet
+            | Peer::NsnetRedirect
+            | Peer::NsnetXdp => &[],
         }
     }
 }

@@ -182,7 +182,9 @@ fn carries(peer: Peer, way: Way, load: Load) -> bool {
         Load::Udp64 | Load::Udp64Polled | Load::RoundTrips => peer != Peer::Proxy,
         Load::Tcp | Load::Connections | Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose => true,
     };
-    peer.has(way) && by_load
+    // A namespace's kernel has no frames of XDP: its own sockets are not what that is for.
+    let by_xdp = peer != Peer::NsnetXdp || matches!(load, Load::Injected64 | Load::Injected512 | Load::Injected1400);
+    peer.has(way) && by_load && by_xdp
 }
 
 impl Load {

@@ -19,6 +19,7 @@ use super::proxy::Proxy;
 use super::rules::Rules;
 use super::scale::kernel_memory;
 use super::tool;
+use crate::kernel::ethtool::{Ethtool, Switch};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::route::Route;
@@ -117,6 +118,8 @@ struct Member {
 pub(super) struct Injection {
     /// Namespace and interface that they seem to come in by.
     pub(super) entry: (NetNs, String),
+    /// Whether they leave by it instead, as frames of XDP do that a namespace sends.
+    pub(super) leaves: bool,
     pub(super) macs: [[u8; 6]; 2],
     pub(super) ips: [Ipv4Addr; 2],
     /// Namespace and interface that they arrive at.
@@ -166,7 +169,7 @@ impl Site {
             Peer::Bridge | Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps | Peer::Proxy => bridged(peer, size),
             Peer::Macvlan => macvlan(),
             Peer::Routed => routed(size),
-            Peer::Nsnet | Peer::NsnetRedirect => nsnet(peer, size),
+            Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp => nsnet(peer, size),
         };
         let site = built.with_context(|| format!("cannot build {}", peer.name()))?;
         site.prove().with_context(|| format!("{} does not work", peer.name()))?;
@@ -198,23 +201,40 @@ impl Site {
         let entry = |member: &Member| at(member.comes_in_by.0, &member.comes_in_by.1);
         if matches!(self.peer, Peer::Direct | Peer::DirectAgain) {
             let macs = [mac(&red.0)?, mac(&blue.0)?];
-            return Ok(Injection { entry: entry(&self.red)?, macs, ips: [red.1, blue.1], exit: blue.0, back: red.0 });
+            return Ok(Injection {
+                entry: entry(&self.red)?,
+                macs,
+                ips: [red.1, blue.1],
+                exit: blue.0,
+                back: red.0,
+                leaves: false,
+            });
         }
+        // Where the accelerator is, a sender of frames of XDP is what is measured.
+        let leaves = self.peer == Peer::NsnetXdp;
+        let entry = if leaves { at("red", &self.red.interface) } else { entry(&self.red) };
         Ok(match way {
             Way::NsToNs | Way::NsToHost | Way::HostToPublished | Way::NsToPublished => {
                 // On routed sites the next hop is the host, here too.
                 let next = if self.peer == Peer::Routed { self.gateway_mac()? } else { mac(&blue.0)? };
                 let macs = [mac(&red.0)?, next];
-                Injection { entry: entry(&self.red)?, macs, ips: [red.1, blue.1], exit: blue.0, back: red.0 }
+                Injection { entry: entry?, macs, ips: [red.1, blue.1], exit: blue.0, back: red.0, leaves }
             }
             Way::NsToOutside => {
                 let macs = [mac(&red.0)?, self.gateway_mac()?];
-                Injection { entry: entry(&self.red)?, macs, ips: [red.1, wan.1], exit: wan.0, back: red.0 }
+                Injection { entry: entry?, macs, ips: [red.1, wan.1], exit: wan.0, back: red.0, leaves }
             }
             Way::OutsideToPublished => {
                 let host = at("host", UPLINK)?;
                 let macs = [mac(&wan.0)?, mac(&host)?];
-                Injection { entry: host, macs, ips: [wan.1, HOST_IP.parse()?], exit: blue.0, back: wan.0 }
+                Injection {
+                    entry: host,
+                    macs,
+                    ips: [wan.1, HOST_IP.parse()?],
+                    exit: blue.0,
+                    back: wan.0,
+                    leaves: false,
+                }
             }
         })
     }
@@ -222,7 +242,7 @@ impl Site {
     /// Has the host forget all flows.
     pub(super) fn forget_flows(&self) -> Result<()> {
         match self.peer {
-            Peer::Nsnet | Peer::NsnetRedirect => drop(self.lab.nsnet("ct flush")?),
+            Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp => drop(self.lab.nsnet("ct flush")?),
             Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps | Peer::Routed => {
                 tool::run(&self.lab.ns("host")?, "conntrack -F")?;
             }
@@ -311,7 +331,8 @@ fn bridged(peer: Peer, size: Size) -> Result<Site> {
         | Peer::Routed
         | Peer::Proxy
         | Peer::Nsnet
-        | Peer::NsnetRedirect => {}
+        | Peer::NsnetRedirect
+        | Peer::NsnetXdp => {}
     }
     let (published_in, published_memory) = publishing.end()?;
     let _proxy = if peer == Peer::Proxy { Some(Proxy::start(&host, net.blue, ports(size.published))?) } else { None };
@@ -404,7 +425,12 @@ fn nsnet(peer: Peer, size: Size) -> Result<Site> {
         lab.treat_as_missing("redirect_peer");
     }
     let Net { subnet, red, blue, gateway, .. } = size.net();
-    lab.nsnet(&format!("network add {INSIDE} --subnet {subnet} --gateway {gateway} --masquerade --uplink {UPLINK} --flows-per-ns {FLOWS}"))?;
+    let mode = if peer == Peer::NsnetXdp { "--mode xdp --uplink-mode xdp" } else { "" };
+    if peer == Peer::NsnetXdp {
+        // As a NIC does, the outside takes frames as they are on a wire.
+        lab.within("wan", || Ethtool::of(UPLINK)?.set(Switch::GRO, true))??;
+    }
+    lab.nsnet(&format!("network add {INSIDE} --subnet {subnet} --gateway {gateway} --masquerade --uplink {UPLINK} --flows-per-ns {FLOWS} {mode}"))?;
     let mut member = |short: &str, ip: Ipv4Addr| -> Result<Member> {
         lab.make(short)?;
         lab.nsnet(&format!("ns add @{short}"))?;

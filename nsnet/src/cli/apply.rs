@@ -208,5 +208,5 @@ pub(super) fn lines(change: &diff::Change) -> Vec<String> {
 
 /// Of what comes, what is not as it mostly is.
 fn is_worth_telling(difference: &Difference) -> bool {
-    !matches!(difference.should.as_deref(), Some("false" | "none"))
+    !matches!(difference.should.as_deref(), Some("false" | "none" | "tc"))
 }

@@ -184,6 +184,8 @@ pub(super) enum NetworkVerb {
     },
     /// List networks
     List,
+    /// Change where frames are forwarded: at TC, or at XDP in front of it
+    Mode(super::mode::ModeArgs),
     /// Show one network with its ports
     Show {
         /// The network

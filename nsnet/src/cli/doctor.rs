@@ -8,6 +8,7 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use serde_json::json;
 
+use super::mode::{self, Forwarded};
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, bypassed};
 use crate::kernel::cgroup;
@@ -18,6 +19,7 @@ use crate::kernel::mounts::is_bpffs;
 use crate::kernel::netfilter::{self, Bypassed};
 use crate::kernel::store::BPFFS;
 use crate::kernel::trial::{Trial, trial};
+use crate::model::mode::Mode;
 
 /// How a check came out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub(super) fn doctor(format: Format, host_ns: Option<&str>) -> Answer {
         checks.extend([tcx(features), redirect_peer(features), helper("bpf_loop", BpfHelper::BPF_FUNC_loop, "5.17")]);
         let tried = with_progress("trying the dataplane", || trial(features));
         checks.push(cgroup_hooks(features, entered.as_ref().ok(), tried.as_ref().ok()));
+        checks.extend(tried.as_ref().ok().map(xdp));
+        checks.extend(entered.as_ref().map_or_else(|_no_host| Vec::new(), modes));
         checks.push(dataplane(tried));
     }
 
@@ -203,6 +207,30 @@ fn cgroup_hooks(features: Features, host: Option<&Host>, tried: Option<&Trial>) 
         None => (Finding::Ok, "programs of the host reach published ports, and cannot bind them".to_owned()),
     };
     ("cgroup hooks", finding, detail)
+}
+
+/// The accelerator: an extra, too.
+fn xdp(tried: &Trial) -> Check {
+    match &tried.xdp {
+        None => ("xdp", Finding::Ok, "ports and uplinks may go by native XDP (--mode, --uplink-mode)".to_owned()),
+        Some(why) => ("xdp", Finding::Fallback, format!("TC forwards everything: {why}")),
+    }
+}
+
+/// Where frames are forwarded of what is not simply left to TC.
+fn modes(host: &Host) -> Vec<Check> {
+    let state = host.state().unwrap_or_default();
+    match mode::reasons(host, &state, |_network| true) {
+        Ok(reasons) => {
+            let asked = reasons.into_iter().filter(|forwarded| forwarded.mode != Mode::Tc);
+            asked
+                .map(|Forwarded { what, mode, at, why }| {
+                    ("mode", Finding::Note, format!("{what} ({mode}): {at}, {why}"))
+                })
+                .collect()
+        }
+        Err(error) => vec![("mode", Finding::Note, error.to_string())],
+    }
 }
 
 fn dataplane(tried: Result<Trial>) -> Check {

@@ -19,6 +19,7 @@ mod interrupt;
 mod log;
 mod manual;
 mod masquerade;
+mod mode;
 mod namespace;
 mod nat;
 mod network;

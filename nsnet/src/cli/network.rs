@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::args::NetworkVerb;
 use super::output::{self, Format, Table, with_progress};
-use super::{Answer, attach, bypassed};
+use super::{Answer, attach, bypassed, mode};
 use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::kernel::uplink;
 use crate::model::drift::Object;
 use crate::model::name::Name;
-use crate::model::policy::{Outside, TimeoutKind};
+use crate::model::policy::TimeoutKind;
 use crate::model::request::NetworkRequest;
 use crate::model::state::{Network, State};
 
@@ -26,6 +26,7 @@ pub(super) fn run(host: &Host, format: Format, verb: &NetworkVerb) -> Answer {
             output::print(format, &table(&state, state.networks.values()))?;
             Ok(ExitCode::SUCCESS)
         }
+        NetworkVerb::Mode(args) => mode::run(host, format, args),
         NetworkVerb::Show { name } => show(host, format, name),
     }
 }
@@ -102,9 +103,19 @@ pub(super) fn table<'a>(state: &State, networks: impl IntoIterator<Item = &'a Ne
 }
 
 /// The rest of what a network's namespaces may do beyond it.
-fn outside_table(outside: &Outside) -> Table {
-    let mut table =
-        Table::new(&["isolated", "filtering", "snat_ports", "snat_source", "timeouts", "flows_per_ns", "ports_per_ns"]);
+fn outside_table(network: &Network) -> Table {
+    let outside = &network.outside;
+    let mut table = Table::new(&[
+        "isolated",
+        "filtering",
+        "snat_ports",
+        "snat_source",
+        "timeouts",
+        "flows_per_ns",
+        "ports_per_ns",
+        "mode",
+        "uplink_mode",
+    ]);
     let timeouts: Vec<String> =
         TimeoutKind::ALL.into_iter().map(|kind| format!("{kind}={}", outside.timeout(kind))).collect();
     table.row([
@@ -115,6 +126,8 @@ fn outside_table(outside: &Outside) -> Table {
         json!(timeouts),
         json!(outside.flows_per_ns.unwrap_or(Policy::DEFAULT.flows_per_ns)),
         json!(outside.ports_per_ns.unwrap_or(Policy::DEFAULT.ports_per_ns)),
+        json!(network.modes.ports),
+        json!(network.modes.uplinks),
     ]);
     table
 }
@@ -124,7 +137,7 @@ fn show(host: &Host, format: Format, name: &Name) -> Answer {
     let network = state.network(name)?;
     let ports: Vec<_> = state.attachments.iter().filter(|port| port.network == *name).collect();
     let (about, ports) = (table(&state, [network]), attach::table(ports));
-    let outside = outside_table(&network.outside);
+    let outside = outside_table(network);
     match format {
         Format::Table => {
             output::print(format, &about)?;

@@ -51,9 +51,14 @@ fn totals(host: &Host, format: Format) -> Answer {
         "answered",
         "passed",
         "dropped",
+        "xdp",
     ]);
     let look = look(host)?;
-    for (PortName { network, interface, ns, port }, counters) in &look.ports {
+    let accelerated = match look.ports.is_empty() {
+        true => Vec::new(),
+        false => host.maps().accelerated(look.ports.iter().map(|(name, _)| name.port))?,
+    };
+    for ((PortName { network, interface, ns, port }, counters), accelerated) in look.ports.iter().zip(accelerated) {
         table.row([
             json!(network),
             json!(interface),
@@ -66,6 +71,7 @@ fn totals(host: &Host, format: Format) -> Answer {
             json!(counters.answered),
             json!(counters.passed),
             json!(look.dropped(*port)),
+            json!(accelerated),
         ]);
     }
     output::print(format, &table)?;

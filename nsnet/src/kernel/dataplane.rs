@@ -19,7 +19,7 @@ use super::netlink::Netlink;
 pub use super::object::{Object, open_object, open_object_with, program_in};
 use super::object::{missing, random};
 use super::pins::{Build, Pins};
-use super::{sockets, stages};
+use super::{sockets, stages, xdp};
 
 /// The pinned programs, maps and links of one host.
 #[derive(Clone, Debug)]
@@ -121,6 +121,7 @@ impl Dataplane {
             let pin = program_in(&mut ebpf, name)?.pin(self.pins.program(name));
             pin.map_err(|error| refused(format!("pin program {name}"), error))?;
         }
+        xdp::pin(&mut ebpf, &self.pins)?;
         for name in names::MAPS {
             let to = self.pins.map(name);
             if let Some((_, from)) = reused.iter().find(|(reused, _)| *reused == name) {
@@ -194,7 +195,7 @@ impl Dataplane {
         };
         let mut ports = BTreeSet::new();
         for entry in entries {
-            // The others are of the programs at sockets.
+            // The others are of the programs at sockets and of the accelerator.
             ports.extend(entry.doing(what)?.file_name().to_str().and_then(Pins::port_of_link));
         }
         Ok(ports)

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nsnet_common::wire::Mac;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 
@@ -42,6 +42,8 @@ pub struct Link {
     /// IFLA_LINK_NETNSID: the other end's namespace, in the numbers of this one (see [`Netlink::netns_id`]); `None`
     /// when the other end is in the same namespace.
     pub peer_netnsid: Option<i32>,
+    /// The kernel's number of the XDP program that is on it, native or not.
+    pub xdp: Option<u32>,
 }
 
 impl Netlink {
@@ -167,6 +169,7 @@ fn read_link(message: &RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         peer_index: None,
         peer_netnsid: None,
+        xdp: None,
     };
     let (mut has_controller, mut is_in_vrf) = (false, false);
     for attribute in &message.attributes {
@@ -177,6 +180,9 @@ fn read_link(message: &RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(peer) => link.peer_index = Some(*peer).filter(|&peer| peer != 0),
             LinkAttribute::LinkNetNsId(id) => link.peer_netnsid = Some(*id).filter(|&id| id >= 0),
+            LinkAttribute::Xdp(about) => {
+                link.xdp = about.iter().find_map(|one| if let LinkXdp::ProgId(id) = one { Some(*id) } else { None });
+            }
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(kind);
                 is_in_vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));

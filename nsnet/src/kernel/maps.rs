@@ -110,6 +110,7 @@ impl Maps {
             .map_err(|error| KernelError::new("reset counters", error))?;
         let reset = self.counters_map()?.set(u32::from(id.0), zeros, 0);
         reset.map_err(|error| refused("reset counters", error))?;
+        self.reset_accelerated(id)?;
         let mut drops = self.drops_map()?;
         for reason in DropReason::ALL {
             gone(drops.remove(&DropKey { port: id, reason: reason.code() }), names::DROPS)?;

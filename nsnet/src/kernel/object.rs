@@ -20,6 +20,7 @@ use super::dataplane::{io_errno, refused};
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
 use super::netns::NetNs;
+use super::xdp;
 
 static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nsnet-ebpf"));
 
@@ -147,6 +148,10 @@ impl Object {
             load(program_in(&mut ebpf, name)?).map_err(|error| refused(format!("load program {name}"), error))?;
         }
         connect_stages(&mut ebpf)?;
+        if !matches!(purpose, Purpose::Copy) {
+            // What a kernel lacks for it, `nsnet doctor` tells, and who asks for it is told.
+            let _extra = xdp::load(&mut ebpf);
+        }
         Ok(ebpf)
     }
 }
@@ -264,6 +269,9 @@ pub(super) fn missing(kind: &str, name: &str) -> KernelError {
     KernelError::refused(format!("find {kind} {name}"), "the eBPF object does not have it")
 }
 
+/// `BPF_F_RDONLY_PROG` (include/uapi/linux/bpf.h).
+const BPF_F_RDONLY_PROG: u32 = 1 << 7;
+
 /// What a map is: all that can be known of it without knowing what its bytes mean.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Definition {
@@ -296,12 +304,15 @@ impl Definition {
 
     /// Of a loaded map.
     pub(super) fn of_loaded(info: &MapInfo) -> Result<Self> {
+        let kind = info.map_type().map_err(|error| refused("read a map's description", error))?;
+        // The kernel's own: programs must not write into it (dev_map_init_map(), kernel/bpf/devmap.c).
+        let set_by_kernel = if kind == MapType::DevMap { BPF_F_RDONLY_PROG } else { 0 };
         Ok(Self {
-            kind: info.map_type().map_err(|error| refused("read a map's description", error))?,
+            kind,
             key_size: info.key_size(),
             value_size: info.value_size(),
             max_entries: info.max_entries(),
-            flags: info.map_flags(),
+            flags: info.map_flags() & !set_by_kernel,
         })
     }
 

@@ -17,7 +17,7 @@ use super::netns::NetNs;
 use super::publish::PublishMaps;
 use super::route::Route as KernelRoute;
 use super::steps::{Overlap, entry, host_entry, overlap, with_prefix};
-use super::{policy, reserved, sockets, stages, strays, uplink};
+use super::{policy, reserved, sockets, stages, strays, uplink, xdp};
 use crate::model::drift::{Difference, Drift, Object};
 use crate::model::name::{Name, unused_end};
 use crate::model::state::{Attachment, Cable, CableEnd, Network, Route, State};
@@ -244,6 +244,12 @@ impl Look<'_> {
         if self.is_whole {
             found.extend(self.program(port.port(), &port.outer, Hook::Namespace)?);
             found.extend(self.entry(&entry(port, network))?);
+            if let Some(ns) = NetNs::find(port.ns.as_str())?
+                && found.is_empty()
+            {
+                let (wanted, program) = (network.is_accelerated(), of_host.xdp(&port.outer));
+                found.extend(xdp::port::differences(self.host, port, wanted, program, &ns)?);
+            }
         } else {
             found.push(lost_with_the_dataplane());
         }

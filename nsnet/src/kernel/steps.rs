@@ -47,6 +47,8 @@ pub(crate) fn check(host: &Host, step: &Step, around: &Around<'_>) -> Result<()>
         | Step::ReservePorts(_)
         | Step::DeleteNetwork(_)
         | Step::SetPolicy(..)
+        | Step::SetMode(..)
+        | Step::SetUplinkMode(..)
         | Step::Detach(..)
         | Step::DeleteCable(_)
         | Step::DeleteRoute(_)
@@ -115,6 +117,8 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
         Step::AddNetwork(network) => network::add(host, network),
         Step::DeleteNetwork(network) => network::delete(host, network),
         Step::SetPolicy(network, _before) => policy::set(host, network),
+        Step::SetMode(port, network, _before) => port::set_mode(host, port, network),
+        Step::SetUplinkMode(uplink, _before) => uplink::add(host, uplink),
         Step::Attach(port, network) => port::attach(host, port, network),
         Step::Detach(port, network) => port::detach(host, port, network),
         Step::AddCable(cable) => cable::add(host, cable),

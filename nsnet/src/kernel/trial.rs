@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use nix::sched::{CloneFlags, unshare};
 use nsnet_common::layout::names;
 
@@ -14,6 +15,7 @@ use super::netlink::Netlink;
 use super::selfcheck::{self, HOST, NAMESPACE};
 use super::sockets;
 use super::veth::VethSpec;
+use super::xdp::{self, Side};
 
 /// What the trial found.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Trial {
     pub instructions: Vec<(&'static str, u32)>,
     /// Why the programs at the host's sockets were not accepted, or not attached.
     pub sockets: Option<String>,
+    /// Why the accelerator's programs were not accepted, or not attached natively.
+    pub xdp: Option<String>,
 }
 
 /// Makes veth pairs, loads the programs, runs them on a few frames and attaches one, all in a namespace that goes with the thread.
@@ -54,5 +58,12 @@ fn in_scratch(features: Features) -> Result<Trial> {
     put_on(program_in(&mut ebpf, names::FROM_NAMESPACE)?, features, "trial", Hook::Namespace)?;
     let sockets = if features.cgroup { sockets::try_out(&mut ebpf).err() } else { None };
     let sockets = sockets.map(|error| error.to_string());
-    Ok(Trial { load, instructions, sockets })
+    let xdp = try_xdp(&mut ebpf, netlink.existing_link("trial")?.index).err().map(|error| error.to_string());
+    Ok(Trial { load, instructions, sockets, xdp })
+}
+
+fn try_xdp(ebpf: &mut Ebpf, ifindex: u32) -> Result<()> {
+    xdp::load(ebpf)?;
+    let program = xdp::program_in(ebpf, Side::Namespace.program())?;
+    xdp::put_on(program, ifindex).map(|_link_of_the_program| ())
 }

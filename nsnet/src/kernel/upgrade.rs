@@ -34,6 +34,7 @@ use super::signals::Uninterrupted;
 use super::sockets;
 use super::store::Store;
 use super::trial::trial;
+use super::xdp;
 use crate::model::state::State;
 
 /// What the user allows.
@@ -257,6 +258,14 @@ fn hand_over<'a>(
             Err(errno) => first = first.and(Err(KernelError::new(format!("replace program {name}"), errno))),
         }
     }
+    for (name, side) in xdp::links_at(links)? {
+        let program = to.program(side.program());
+        if program.exists()
+            && let Err(errno) = hand_over_link(&links.links().join(&name), &program)
+        {
+            first = first.and(Err(KernelError::new(format!("replace program {}", side.program()), errno)));
+        }
+    }
     first.map(|()| done)
 }
 
@@ -264,7 +273,9 @@ fn hand_over<'a>(
 fn keep_links(seats: &[Seat], old: &Pins, new: &Pins) -> Result<()> {
     let of_seats = seats.iter().map(|seat| (seat.link(old), seat.link(new)));
     let of_sockets = names::SOCKET_PROGRAMS.into_iter().map(|name| (old.links().join(name), new.links().join(name)));
-    for (from, to) in of_seats.chain(of_sockets).filter(|(from, _)| from.exists()) {
+    let accelerated = xdp::links_at(old)?.into_iter();
+    let of_xdp = accelerated.map(|(name, _side)| (old.links().join(&name), new.links().join(&name)));
+    for (from, to) in of_seats.chain(of_sockets).chain(of_xdp).filter(|(from, _)| from.exists()) {
         check_link(&from)?;
         fs::hard_link(&from, &to).doing(|| format!("pin the link {}", to.display()))?;
     }

@@ -13,7 +13,9 @@ use super::host::Host;
 use super::link::Link;
 use super::maps::{Maps, found, gone};
 use super::observe::port_differences;
+use super::xdp;
 use crate::model::drift::Difference;
+use crate::model::mode::Mode;
 use crate::model::name::Name;
 use crate::model::state::{Network, State};
 use crate::model::uplink::{Candidate, Uplink};
@@ -80,6 +82,12 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
         host.dataplane.attach(host.features, uplink.port(), &link.name, Hook::Uplink)?;
     }
     // After the program: packets leave by an uplink only when answers find their way back.
+    if uplink.mode == Mode::Tc {
+        host.maps().set_uplink(&entry(host, uplink, &link)?)?;
+        return xdp::uplink::bring(host, uplink, &link);
+    }
+    xdp::uplink::bring(host, uplink, &link)?;
+    let link = host.netlink.link_by_index(uplink.ifindex)?.unwrap_or(link);
     host.maps().set_uplink(&entry(host, uplink, &link)?)
 }
 
@@ -88,6 +96,7 @@ pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
     if host.dataplane.loaded()? {
         host.maps().remove_uplink(uplink.port(), uplink.ifindex)?;
     }
+    xdp::uplink::leave(host, uplink)?;
     take_off(host, uplink)
 }
 
@@ -106,6 +115,24 @@ fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
     Ok(())
 }
 
+/// Where what comes in by an uplink is forwarded, and why there.
+pub(crate) fn mode_of(host: &Host, uplink: &Uplink) -> Result<(Mode, String)> {
+    let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else {
+        return Ok((Mode::Tc, "the interface is gone".to_owned()));
+    };
+    let is_on = xdp::uplink::is_on(host, uplink, &link)?;
+    Ok(match (uplink.mode, is_on) {
+        (Mode::Tc, _) | (Mode::Xdp, true) => (uplink.mode, "as asked for".to_owned()),
+        (Mode::Auto, true) => (Mode::Xdp, "its driver has native XDP".to_owned()),
+        (Mode::Xdp, false) => (Mode::Tc, "the XDP program is gone; `nsnet apply` puts it back".to_owned()),
+        (Mode::Auto, false) => {
+            let tried =
+                || "its driver refused the program when it was put on, with its offloads as they were".to_owned();
+            (Mode::Tc, xdp::uplink::why_not(host, &link)?.unwrap_or_else(tried))
+        }
+    })
+}
+
 /// What is wrong with an uplink.
 pub(crate) fn differences(host: &Host, uplink: &Uplink) -> Result<Vec<Difference>> {
     let Some(link) = host.netlink.link_by_index(uplink.ifindex)? else {
@@ -115,6 +142,7 @@ pub(crate) fn differences(host: &Host, uplink: &Uplink) -> Result<Vec<Difference
     if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
         found.push(Difference::missing(format_args!("program on {}", link.name)));
     }
+    found.extend(xdp::uplink::differences(host, uplink, &link)?);
     let should = entry(host, uplink, &link)?;
     match host.maps().port(uplink.port())? {
         Some(is) => found.extend(port_differences(&compared(host, &is), &compared(host, &should))),
@@ -144,7 +172,8 @@ fn entry(host: &Host, uplink: &Uplink, link: &Link) -> Result<Port> {
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     });
     let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
-    Ok(Port::uplink(uplink.port(), link.index, Mac(link.mac.unwrap_or_default()), mtu, v4, v6))
+    let port = Port::uplink(uplink.port(), link.index, Mac(link.mac.unwrap_or_default()), mtu, v4, v6);
+    Ok(port.with(xdp::uplink::entry_flags(host, uplink, link)?))
 }
 
 impl Maps {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::drift::{Difference, Drift, Object};
+use super::mode::Mode;
 use super::plan::Step;
 use super::policy::Outside;
 use super::state::{CableEnd, Network, State};
@@ -77,7 +78,7 @@ fn values(state: &State, object: &Object) -> Option<Values> {
         Object::Dataplane | Object::Locals => (!state.networks.is_empty()).then(Vec::new),
         Object::Uplink(interface) => {
             let uplink = state.uplinks.iter().find(|uplink| uplink.interface == *interface)?;
-            Some(vec![("index", uplink.ifindex.to_string())])
+            Some(vec![("index", uplink.ifindex.to_string()), ("mode", uplink.mode.to_string())])
         }
         Object::Pools => {
             Some(state.pools()).filter(|pools| !pools.is_empty()).map(|pools| vec![("ports", pools.to_string())])
@@ -95,6 +96,7 @@ fn values(state: &State, object: &Object) -> Option<Values> {
                 ("ifname", port.inner.clone()),
                 ("learn", port.learn.to_string()),
                 ("trusted", port.trusted.to_string()),
+                ("mode", state.networks.get(network).map_or(Mode::Tc, |network| network.modes.ports).to_string()),
             ])
         }
         Object::Cable { a, b } => {
@@ -120,6 +122,7 @@ fn network(network: &Network) -> Values {
     let mut values =
         vec![("subnet", list(&subnets)), ("gateway", list(&network.gateways())), ("mtu", network.mtu.to_string())];
     values.extend(outside(&network.outside));
+    values.extend([("mode", network.modes.ports.to_string()), ("uplink_mode", network.modes.uplinks.to_string())]);
     values
 }
 

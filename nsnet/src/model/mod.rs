@@ -10,6 +10,7 @@ pub mod explain;
 pub mod flow;
 pub mod headers;
 pub mod ipam;
+pub mod mode;
 pub mod name;
 pub mod plan;
 pub mod policy;

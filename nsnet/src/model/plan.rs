@@ -47,6 +47,7 @@ pub fn plan(old: &State, new: &State, drift: &[Drift]) -> Vec<Step> {
     steps.extend(ports.come.iter().filter_map(|port| with_network(new, port, Step::Attach)));
     let broken_ports = ports.kept.iter().filter(|port| plan.can_repair(&Object::attachment(port), &[&port.ns]));
     steps.extend(broken_ports.filter_map(|port| with_network(new, port, Step::Attach)).map(Step::repair));
+    steps.extend(ports.kept.iter().filter_map(|port| plan.new_mode(port)));
     steps.extend(cables.come.into_iter().cloned().map(Step::AddCable));
     let broken_cables = cables.kept.into_iter().filter(|cable| plan.is_broken_cable(cable));
     steps.extend(broken_cables.cloned().map(Step::AddCable).map(Step::repair));
@@ -208,6 +209,12 @@ impl<'a> Plan<'a> {
             before.is_some_and(|before| self.is_broken(&Object::uplink(before)))
         });
         steps.extend(known.cloned().map(|uplink| Step::AddUplink(uplink).repair()));
+        for uplink in &new.uplinks {
+            let before = old.uplinks.iter().find(|before| is_same_uplink(before, uplink));
+            if let Some(before) = before.filter(|before| before.mode != uplink.mode) {
+                steps.push(Step::SetUplinkMode(uplink.clone(), before.clone()));
+            }
+        }
         let (before, pools) = self.pools();
         if pools != before {
             steps.extend((!pools.is_empty()).then_some(Step::SetPools(pools, before)));
@@ -229,6 +236,13 @@ impl<'a> Plan<'a> {
                 steps.push(Step::SetPolicy(network.clone(), before.clone()));
             }
         }
+    }
+
+    /// What has a port's frames forwarded elsewhere than before, if they are to be.
+    fn new_mode(&self, port: &Attachment) -> Option<Step> {
+        let (new, old) = (self.new.networks.get(&port.network)?, self.old.networks.get(&port.network)?);
+        let is_other = new.is_accelerated() != old.is_accelerated();
+        is_other.then(|| Step::SetMode(port.clone(), new.clone(), old.clone()))
     }
 
     fn pools(&self) -> (PortSet, PortSet) {
@@ -257,10 +271,11 @@ impl<'a> NextHops<'a> {
     }
 }
 
-/// The same network in another state, whatever its namespaces may do beyond it there.
+/// The same network in another state, whatever its namespaces may do beyond it there, and wherever its frames are forwarded.
 fn same<'a>(network: &Network, there: &'a State) -> Option<&'a Network> {
     let other = there.networks.get(&network.name)?;
-    (Network { outside: network.outside.clone(), ..other.clone() } == *network).then_some(other)
+    let adapted = Network { outside: network.outside.clone(), modes: network.modes, ..other.clone() };
+    (adapted == *network).then_some(other)
 }
 
 /// What the dataplane is told of a network.

@@ -405,10 +405,13 @@ mod tests {
     use nsnet_common::layout::PortId;
     use nsnet_common::wire::Mac;
 
+    use super::super::mode::Modes;
+
     use super::*;
 
     fn network(outside: Outside) -> Network {
-        Network { name: "v".parse().unwrap(), id: 1, port: 7, mac: Mac::ZERO, subnets: Vec::new(), mtu: 1500, outside }
+        let (name, subnets, modes) = ("v".parse().unwrap(), Vec::new(), Modes::default());
+        Network { name, id: 1, port: 7, mac: Mac::ZERO, subnets, mtu: 1500, outside, modes }
     }
 
     fn refusal(outside: &Outside) -> String {

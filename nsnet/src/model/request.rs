@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::edit::default_route;
+use super::mode::{Mode, Modes};
 use super::name::Name;
 use super::policy::{Filtering, Outside, Timeout, UplinkChoice};
 use super::ports::PortRange;
@@ -88,6 +89,13 @@ pub struct NetworkRequest {
     /// Ports that one namespace may hold for its masqueraded flows
     #[arg(long, value_name = "N")]
     pub ports_per_ns: Option<NonZeroU32>,
+    /// Where frames of the ports are forwarded: at TC; as far as possible at XDP, for namespaces that have frames of XDP
+    /// themselves; or as fits, which is TC
+    #[arg(long, value_name = "tc|xdp|auto")]
+    pub mode: Option<Mode>,
+    /// Where frames of the uplinks are forwarded: at TC; as far as possible at XDP; at XDP where the device is made for it
+    #[arg(long, value_name = "tc|xdp|auto")]
+    pub uplink_mode: Option<Mode>,
 }
 
 /// A namespace in a network
@@ -248,7 +256,14 @@ impl NetworkRequest {
             timeout: Vec::new(),
             flows_per_ns: None,
             ports_per_ns: None,
+            mode: None,
+            uplink_mode: None,
         }
+    }
+
+    /// Where it says that frames are forwarded; where it says nothing, it is TC.
+    pub fn modes(&self) -> Modes {
+        Modes { ports: self.mode.unwrap_or_default(), uplinks: self.uplink_mode.unwrap_or_default() }
     }
 
     /// What it says of what is beyond the network.

@@ -8,6 +8,7 @@ use nsnet_common::layout::{MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, flags, po
 use nsnet_common::wire::{IpAddress, Mac};
 use serde::{Deserialize, Serialize};
 
+use super::mode::Modes;
 use super::name::Name;
 use super::policy::Outside;
 use super::ports::PortSet;
@@ -80,6 +81,9 @@ pub struct Network {
     /// What its namespaces may do beyond it.
     #[serde(default)]
     pub outside: Outside,
+    /// Where its frames are forwarded.
+    #[serde(default, skip_serializing_if = "Modes::are_default")]
+    pub modes: Modes,
 }
 
 /// A subnet and the host's address in it.
@@ -186,6 +190,11 @@ impl Network {
     pub fn with_link_local(&self, ips: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
         let link_local = self.has_ipv6().then(|| IpAddress::link_local_of(mac).into());
         ips.iter().copied().chain(link_local).collect()
+    }
+
+    /// Whether frames of its namespaces' ports go by XDP.
+    pub fn is_accelerated(&self) -> bool {
+        self.modes.accelerate_ports()
     }
 
     /// The flags that all its ports have.

@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use nsnet_common::layout::{MAX_UPLINKS, PortId};
 use serde::{Deserialize, Serialize};
 
+use super::mode::Mode;
 use super::policy::UplinkChoice;
-use super::state::State;
+use super::state::{Network, State};
 use super::{Result, refuse};
 
 /// An interface of the host's that our program sits on. It is not ours, and nothing else about it is changed.
@@ -23,6 +24,13 @@ pub struct Uplink {
     /// Whether the clsact qdisc that carries our filter was made by us, and goes with it (kernels without tcx).
     #[serde(default)]
     pub made_qdisc: bool,
+    /// Where its frames are forwarded.
+    #[serde(default, skip_serializing_if = "is_tc")]
+    pub mode: Mode,
+}
+
+fn is_tc(mode: &Mode) -> bool {
+    *mode == Mode::Tc
 }
 
 impl Uplink {
@@ -85,8 +93,11 @@ impl State {
         }
         self.uplinks.retain(|uplink| chosen.iter().any(|candidate| candidate.ifindex == uplink.ifindex));
         for candidate in chosen {
+            let mode = self.wishes(candidate).map(|network| network.modes.uplinks).max();
             if let Some(known) = self.uplinks.iter_mut().find(|uplink| uplink.ifindex == candidate.ifindex) {
                 known.interface.clone_from(&candidate.name);
+                // One that only stays is as it was.
+                known.mode = mode.unwrap_or(known.mode);
                 continue;
             }
             let port = self.free_port()?;
@@ -95,6 +106,7 @@ impl State {
                 ifindex: candidate.ifindex,
                 port: port.0,
                 made_qdisc: needs_qdisc && !candidate.has_qdisc,
+                mode: mode.unwrap_or_default(),
             });
         }
         Ok(())
@@ -108,8 +120,13 @@ impl State {
         if candidate.stays && self.uplinks.iter().any(|uplink| uplink.ifindex == candidate.ifindex) {
             return true;
         }
-        let mut choices = self.networks.values().map(|network| &network.outside).filter(|outside| !outside.internal);
-        choices.any(|outside| match &outside.uplink {
+        self.wishes(candidate).next().is_some()
+    }
+
+    /// The networks that may use the interface.
+    fn wishes<'a>(&'a self, candidate: &'a Candidate) -> impl Iterator<Item = &'a Network> {
+        let networks = self.networks.values().filter(|network| !network.outside.internal);
+        networks.filter(|network| match &network.outside.uplink {
             Some(UplinkChoice::Named(name)) => *name == candidate.name,
             Some(UplinkChoice::Auto) | None => candidate.leads_out(),
         })
@@ -154,8 +171,8 @@ impl State {
 mod tests {
     use nsnet_common::wire::Mac;
 
+    use super::super::mode::Modes;
     use super::super::policy::Outside;
-    use super::super::state::Network;
     use super::*;
 
     fn candidate(name: &str, ifindex: u32, prefixes: &[&str]) -> Candidate {
@@ -174,7 +191,8 @@ mod tests {
 
     fn network(name: &str, port: u16, outside: Outside) -> Network {
         let subnets = Vec::new();
-        Network { name: name.parse().unwrap(), id: port, port, mac: Mac::ZERO, subnets, mtu: 1500, outside }
+        let (name, modes) = (name.parse().unwrap(), Modes::default());
+        Network { name, id: port, port, mac: Mac::ZERO, subnets, mtu: 1500, outside, modes }
     }
 
     fn state(networks: &[(&str, Outside)]) -> State {
@@ -230,6 +248,23 @@ mod tests {
         assert!(one.check_uplink(&"eth0".parse().unwrap(), &host()).is_ok());
         let mut both = state(&[("v-net-0", named("eth3")), ("v-net-1", Outside::default())]);
         assert_eq!(chosen(&mut both, &host()), ["eth0", "eth2", "eth3"]);
+    }
+
+    #[test]
+    fn of_several_modes_the_fastest_counts() {
+        let named = |name: &str| Outside { uplink: Some(name.parse().unwrap()), ..Outside::default() };
+        let mut state = state(&[("v-net-0", named("eth0")), ("v-net-1", named("eth0")), ("v-net-2", named("eth2"))]);
+        let mut modes = |modes: [Mode; 3]| {
+            for (network, uplinks) in state.networks.values_mut().zip(modes) {
+                network.modes.uplinks = uplinks;
+            }
+            state.choose_uplinks(&host(), false).unwrap();
+            state.uplinks.iter().map(|uplink| uplink.mode).collect::<Vec<_>>()
+        };
+        assert_eq!(modes([Mode::Tc, Mode::Tc, Mode::Xdp]), [Mode::Tc, Mode::Xdp]);
+        assert_eq!(modes([Mode::Tc, Mode::Auto, Mode::Tc]), [Mode::Auto, Mode::Tc]);
+        assert_eq!(modes([Mode::Xdp, Mode::Auto, Mode::Tc]), [Mode::Xdp, Mode::Tc]);
+        assert_eq!(modes([Mode::Tc; 3]), [Mode::Tc, Mode::Tc]);
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Interfaces {
         self.links.get(name).map(|link| link.index)
     }
 
+    /// The number of the XDP program that is on the one of this name.
+    pub(super) fn xdp(&self, name: &str) -> Option<u32> {
+        self.links.get(name).and_then(|link| link.xdp)
+    }
+
     /// What is wrong with one.
     pub(super) fn differences(&self, expected: &Expected<'_>) -> Vec<Difference> {
         let name = expected.name;

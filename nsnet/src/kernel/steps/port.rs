@@ -15,6 +15,7 @@ use crate::kernel::members::PortEntry;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::veth::VethSpec;
+use crate::kernel::xdp;
 use crate::model::state::{Attachment, Network};
 
 pub(super) fn check(host: &Host, port: &Attachment, around: &Around<'_>) -> Result<()> {
@@ -44,7 +45,7 @@ pub(super) fn attach(host: &Host, port: &Attachment, network: &Network) -> Resul
     set_link(&inside, &inner, Some(port.mac), network.mtu)?;
     // Before either end is up: what a namespace sends is seen by the program or by nobody.
     host.dataplane.attach(host.features, port.port(), &port.outer, Hook::Namespace)?;
-    host.maps().ensure_port(&entry(port, network))?;
+    switch(host, port, network, &ns)?;
     host.netlink.set_up(outer.index)?;
     ns.run(|| set_ipv6(&port.inner, network.has_ipv6()))??;
     let addresses = port.ips.iter().filter_map(|ip| Some(with_prefix(*ip, &network.subnet_of(*ip)?.net)));
@@ -52,6 +53,23 @@ pub(super) fn attach(host: &Host, port: &Attachment, network: &Network) -> Resul
     inside.set_loopback_up()?;
     inside.set_up(inner.index)?;
     ns.run(|| announce(&port.inner, port.mac, &port.ips))?
+}
+
+/// Has the port's frames go as its network's mode says, and makes its entry.
+fn switch(host: &Host, port: &Attachment, network: &Network, ns: &NetNs) -> Result<()> {
+    if network.is_accelerated() {
+        xdp::port::enter(host, port, ns)?;
+    }
+    host.maps().ensure_port(&entry(port, network))?;
+    if network.is_accelerated() { Ok(()) } else { xdp::port::leave(host, port, ns) }
+}
+
+/// The same for a port that is there. (One whose namespace or dataplane is gone is a finding of `status`.)
+pub(super) fn set_mode(host: &Host, port: &Attachment, network: &Network) -> Result<()> {
+    match NetNs::find(port.ns.as_str())? {
+        Some(ns) if host.dataplane.loaded()? => switch(host, port, network, &ns),
+        _ => Ok(()),
+    }
 }
 
 /// Both ends of the port's pair, where they belong.
@@ -77,6 +95,7 @@ pub(super) fn detach(host: &Host, port: &Attachment, network: &Network) -> Resul
     if host.dataplane.loaded()? {
         host.maps().remove_port(&entry(port, network))?;
         host.dataplane.detach(port.port())?;
+        host.dataplane.detach_xdp(port.port())?;
         // When nobody can open more.
         host.maps().forget_flows(port.port(), network.id(), &port.ips)?;
     }
@@ -103,7 +122,8 @@ fn delete_inner(inside: &Netlink, port: &Attachment) -> Result<()> {
 pub(crate) fn entry(port: &Attachment, network: &Network) -> PortEntry {
     let learn = if port.learn { flags::LEARN } else { 0 };
     let trusted = if port.trusted { flags::TRUSTED } else { 0 };
-    let flags = learn | trusted | network.port_flags();
+    let takes = if network.is_accelerated() { flags::XDP | flags::XDP_PIECES } else { 0 };
+    let flags = learn | trusted | takes | network.port_flags();
     let (ipv4, ipv6) = first_of_each(&port.ips);
     let entry = Port::new(port.port(), network.id(), port.mac, network.mtu, flags).with_addresses(ipv4, ipv6);
     PortEntry { port: entry, addresses: network.with_link_local(&port.ips, port.mac), mac_given: port.mac_given }

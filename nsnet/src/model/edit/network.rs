@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use crate::model::mode::{Mode, Modes};
 use crate::model::name::{Name, unused_end};
 use crate::model::policy::Outside;
 use crate::model::request::NetworkRequest;
@@ -62,7 +63,19 @@ impl State {
                 (id, port, self.next_mac(id, port))
             }
         };
-        Ok(Network { name: name.clone(), id: id.0, port: port.0, mac, subnets, mtu, outside })
+        let modes = request.modes();
+        check_modes(name, modes, &outside)?;
+        Ok(Network { name: name.clone(), id: id.0, port: port.0, mac, subnets, mtu, outside, modes })
+    }
+
+    /// Changes where frames of a network are forwarded, as far as something is said.
+    pub fn set_modes(&mut self, name: &Name, ports: Option<Mode>, uplinks: Option<Mode>) -> Result<Network> {
+        let mut network = self.network(name)?.clone();
+        let Modes { ports: had_ports, uplinks: had_uplinks } = network.modes;
+        network.modes = Modes { ports: ports.unwrap_or(had_ports), uplinks: uplinks.unwrap_or(had_uplinks) };
+        check_modes(name, network.modes, &network.outside)?;
+        self.networks.insert(name.clone(), network.clone());
+        Ok(network)
     }
 
     /// Turns masquerade on or off.
@@ -95,6 +108,16 @@ impl State {
     }
 }
 
+fn check_modes(network: &Name, modes: Modes, outside: &Outside) -> Result<()> {
+    if outside.internal && modes.uplinks != Mode::Tc {
+        return refuse(format_args!(
+            "network {network}: an internal network has no way out, so no uplink goes by {}",
+            modes.uplinks
+        ));
+    }
+    Ok(())
+}
+
 /// The one that exists, when it is as asked for.
 fn same_network(existing: &Network, request: &NetworkRequest) -> Result<Network> {
     let subnets = subnets_of(request, None)?;
@@ -105,12 +128,14 @@ fn same_network(existing: &Network, request: &NetworkRequest) -> Result<Network>
             asked.is_some_and(|asked| asked.gateway == had.gateway || request.gateway.is_empty())
         })
         || request.mtu.is_some_and(|mtu| mtu != existing.mtu)
+        || request.mode.is_some_and(|mode| mode != existing.modes.ports)
+        || request.uplink_mode.is_some_and(|mode| mode != existing.modes.uplinks)
         || outside != as_comparable(&existing.outside, &outside);
     if !differs {
         return Ok(existing.clone());
     }
-    let asked = describe(&subnets, request.mtu, &outside);
-    let had = describe(&existing.subnets, Some(existing.mtu), &existing.outside);
+    let asked = describe(&subnets, request.mtu, &outside, request.modes());
+    let had = describe(&existing.subnets, Some(existing.mtu), &existing.outside, existing.modes);
     refuse(format_args!(
         "network {} exists with {had}, asked for was {asked}; delete it first to change it",
         existing.name
@@ -160,11 +185,12 @@ fn as_comparable(had: &Outside, asked: &Outside) -> Outside {
     Outside { masquerade: had.masquerade && asked.masquerade, ..had.clone() }
 }
 
-fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside) -> String {
+fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside, modes: Modes) -> String {
     let subnets: Vec<String> = subnets.iter().map(|s| format!("{} (gateway {})", s.net, s.gateway)).collect();
     let mtu = mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
-    let outside = Some(outside.to_string()).filter(|words| !words.is_empty());
-    format!("{}{mtu}{}", subnets.join(", "), outside.map(|words| format!(", {words}")).unwrap_or_default())
+    let options = [outside.to_string(), modes.to_string()].into_iter().filter(|words| !words.is_empty());
+    let options: String = options.map(|words| format!(", {words}")).collect();
+    format!("{}{mtu}{options}", subnets.join(", "))
 }
 
 fn overlap(one: &IpNet, other: &IpNet) -> bool {

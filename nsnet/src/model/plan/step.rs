@@ -34,6 +34,10 @@ pub enum Step {
     DeleteNetwork(Network),
     /// Tell the dataplane what the first may do beyond it; before, it was the second.
     SetPolicy(Network, Network),
+    /// Have a port's frames forwarded where the first network's mode says; before, it was the second's.
+    SetMode(Attachment, Network, Network),
+    /// The same of an uplink.
+    SetUplinkMode(Uplink, Uplink),
     /// Make a port: a veth pair, its program, its addresses, its entries.
     Attach(Attachment, Network),
     /// The reverse.
@@ -106,6 +110,8 @@ impl Step {
             Self::AddNetwork(network) => Self::DeleteNetwork(network),
             Self::DeleteNetwork(network) => Self::AddNetwork(network),
             Self::SetPolicy(to, from) => Self::SetPolicy(from, to),
+            Self::SetMode(port, to, from) => Self::SetMode(port, from, to),
+            Self::SetUplinkMode(to, from) => Self::SetUplinkMode(from, to),
             Self::Attach(port, network) => Self::Detach(port, network),
             Self::Detach(port, network) => Self::Attach(port, network),
             Self::AddCable(cable) => Self::DeleteCable(cable),
@@ -130,6 +136,8 @@ impl Step {
             | Self::SetPools(..)
             | Self::DeleteNetwork(_)
             | Self::SetPolicy(..)
+            | Self::SetMode(..)
+            | Self::SetUplinkMode(..)
             | Self::Detach(..)
             | Self::DeleteCable(_)
             | Self::DeleteRoute(_)
@@ -154,12 +162,14 @@ impl Step {
         match self {
             Self::AddNamespace(name) | Self::DeleteNamespace(name) => Object::Namespace(name.clone()),
             Self::LoadDataplane | Self::UnloadDataplane => Object::Dataplane,
-            Self::AddUplink(uplink) | Self::DeleteUplink(uplink) => Object::uplink(uplink),
+            Self::AddUplink(uplink) | Self::DeleteUplink(uplink) | Self::SetUplinkMode(uplink, _) => {
+                Object::uplink(uplink)
+            }
             Self::SetPools(..) => Object::Pools,
             Self::AddNetwork(network) | Self::DeleteNetwork(network) | Self::SetPolicy(network, _) => {
                 Object::network(network)
             }
-            Self::Attach(port, _) | Self::Detach(port, _) => Object::attachment(port),
+            Self::Attach(port, _) | Self::Detach(port, _) | Self::SetMode(port, ..) => Object::attachment(port),
             Self::AddCable(cable) | Self::DeleteCable(cable) => Object::cable(cable),
             Self::AddRoute(route) | Self::DeleteRoute(route) => Object::route(route),
             Self::ReservePorts(_) => Object::ReservedPorts,
@@ -185,6 +195,12 @@ impl fmt::Display for Step {
             Self::AddNetwork(network) => write!(f, "make network {}", network.name),
             Self::DeleteNetwork(network) => write!(f, "delete network {}", network.name),
             Self::SetPolicy(network, _) => write!(f, "change what {} may do beyond it", network.name),
+            Self::SetMode(port, network, _) => {
+                write!(f, "forward what {} sends in {} at {}", port.ns, port.network, network.modes.ports)
+            }
+            Self::SetUplinkMode(uplink, _) => {
+                write!(f, "forward what comes in by {} at {}", uplink.interface, uplink.mode)
+            }
             Self::Attach(port, _) => write!(f, "attach {} to {}", port.ns, port.network),
             Self::Detach(port, _) => write!(f, "detach {} from {}", port.ns, port.network),
             Self::AddCable(cable) => write!(f, "lay cable {}-{}", cable.a.ns, cable.b.ns),
