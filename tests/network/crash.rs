@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nsnet::lab::Lab;
 use serde_json::json;
 
+use super::bed::until;
 use super::tracer::{self, Call, Fault, Run};
 use super::world::World;
 
@@ -101,7 +102,7 @@ impl Verb<'_> {
             let tried = self.faulty(make, point, tally).and_then(|outcome| match outcome {
                 Outcome::Killed => self.again(make, tally).and_then(|()| self.check_made()),
                 Outcome::Done => self.check_made(),
-                Outcome::Refused => World::of(self.lab)?.check_similar(before),
+                Outcome::Refused => self.check_as(before),
                 Outcome::Ended => World::of(self.lab)?.check_similar(before).or_else(|_it_was_done| self.check_made()),
             });
             tally.note(make, &calls, point, tried);
@@ -236,7 +237,16 @@ impl Verb<'_> {
 
     fn check_gone(&self, before: &World) -> Result<()> {
         check_no_drift(self.lab)?;
-        World::of(self.lab)?.check_similar(before)
+        self.check_as(before)
+    }
+
+    /// What is as it was before, or will be in a moment: the kernel takes a program off some time after its link's end.
+    fn check_as(&self, before: &World) -> Result<()> {
+        let is_as_before = || Ok(World::of(self.lab)?.check_similar(before).is_ok());
+        match until(Duration::from_secs(2), is_as_before) {
+            Ok(_after) => Ok(()),
+            Err(_late) => World::of(self.lab)?.check_similar(before),
+        }
     }
 
     fn undo(&self, before: &World) -> Result<()> {

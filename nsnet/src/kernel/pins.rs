@@ -166,8 +166,9 @@ impl Pins {
             };
             let is_socket = names::SOCKET_PROGRAMS.contains(&name);
             let wanted = if is_socket { BPF_PROG_TYPE_CGROUP_SOCK_ADDR } else { BPF_PROG_TYPE_SCHED_CLS };
-            if info.program_type() != wanted || info.name_as_str() != Some(name) {
-                let called = info.name_as_str().unwrap_or("without a name");
+            // Where the kernel gives no names (or gave none when it had no memory to try), there is none.
+            let called = info.name_as_str().filter(|called| !called.is_empty()).unwrap_or(name);
+            if info.program_type() != wanted || called != name {
                 let why = format_args!("it is {called}, a {:?} program", info.program_type());
                 return Err(wrong(&path, why).with_remedy(CLEAR));
             }
