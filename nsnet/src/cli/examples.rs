@@ -48,6 +48,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
     ),
     ("network list", &[("nsnet network list", "")]),
     ("network show", &[("nsnet network show v-net-0", "")]),
+    (
+        "network mode",
+        &[
+            ("nsnet network mode v-net-0 xdp", "where its namespaces send frames of XDP"),
+            ("nsnet network mode v-net-0 tc --uplink auto", "what comes in, where the NIC is made for it"),
+        ],
+    ),
     ("masquerade on", &[("nsnet masquerade on v-net-0", "")]),
     ("masquerade off", &[("nsnet masquerade off v-net-0", "")]),
     (
@@ -135,6 +142,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     ("status", &[("nsnet status", ""), ("nsnet status -o json", "")]),
+    (
+        "upgrade",
+        &[
+            ("nsnet upgrade", "after nsnet itself was replaced by a newer one"),
+            ("nsnet upgrade --force", "also when its programs are loaded already"),
+        ],
+    ),
     ("down", &[("nsnet down", ""), ("nsnet down --host-ns lab", "of the host that the namespace lab is")]),
     (
         "agent",

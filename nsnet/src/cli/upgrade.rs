@@ -12,10 +12,6 @@ use crate::kernel::upgrade::{Allowed, Outcome, upgrade};
 
 /// Arguments of `upgrade`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  nsnet status          tells which programs are loaded, and whether others are to be\n  \
-                        nsnet upgrade         after nsnet itself was replaced by a newer one"
-)]
 pub(super) struct UpgradeArgs {
     /// Also when this nsnet's programs are loaded already
     #[arg(long)]
