@@ -324,7 +324,7 @@ fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<Pins>> {
     Ok(pins)
 }
 
-fn remove_link(pin: &Path) -> Result<()> {
+pub(super) fn remove_link(pin: &Path) -> Result<()> {
     // What is not there need not be removed; a file system that is read-only would refuse even that.
     if !exists(pin)? {
         return Ok(());

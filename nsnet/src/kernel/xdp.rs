@@ -8,7 +8,6 @@ pub(crate) mod uplink;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use aya::Ebpf;
@@ -21,7 +20,7 @@ use aya_obj::programs::XdpAttachType;
 use nix::errno::Errno;
 use nsnet_common::layout::{PortId, names};
 
-use super::dataplane::{Dataplane, refused};
+use super::dataplane::{Dataplane, refused, remove_link};
 use super::error::{Doing as _, KernelError, Result};
 use super::maps::Maps;
 use super::pins::Pins;
@@ -153,10 +152,7 @@ impl Dataplane {
         for path in Side::BOTH.map(|side| link_of(self.pins(), port, side)) {
             // As in detach_and_wait(): a descriptor's end is waited for.
             let held = PinnedLink::from_pin(&path).ok();
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link")?,
-                _ => {}
-            }
+            remove_link(&path)?;
             drop(held);
         }
         Ok(())

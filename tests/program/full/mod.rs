@@ -48,7 +48,7 @@ enum Filling {
 }
 
 /// Every table of the object.
-const TABLES: [(&str, Filling); 34] = [
+const TABLES: [(&str, Filling); 36] = [
     (names::PORTS, Filling::Never),
     (names::NETWORKS, Filling::Never),
     (names::STATIONS, Filling::Packets(stations)),
@@ -82,6 +82,8 @@ const TABLES: [(&str, Filling); 34] = [
     (names::HELD, Filling::Packets(held)),
     (names::HOLDING, Filling::Never),
     ("HELD_HERE", Filling::Never),
+    (names::XDP_PORTS, Filling::Never),
+    (names::ACCELERATED, Filling::Never),
     ("RECLAIMED", Filling::Never),
 ];
 
@@ -98,7 +100,7 @@ fn every_table_is_known_here() -> Result<()> {
         for (name, map) in ebpf.maps().filter(|(name, _)| !is_own(name)) {
             let filling = TABLES.iter().find(|(known, _)| *known == name).map(|(_, filling)| filling);
             let filling = filling.with_context(|| format!("nobody has said what happens when {name} is full"))?;
-            let is_array = matches!(map, Map::Array(_) | Map::PerCpuArray(_) | Map::ProgramArray(_));
+            let is_array = matches!(map, Map::Array(_) | Map::PerCpuArray(_) | Map::ProgramArray(_) | Map::DevMap(_));
             ensure!(is_array == matches!(filling, Filling::Never), "{name}: array or not?");
             found.insert(name);
         }
