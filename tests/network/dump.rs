@@ -20,7 +20,7 @@ pub(crate) struct Dumper {
 pub(crate) type Dump = BTreeMap<&'static str, BTreeMap<Vec<u8>, Vec<u8>>>;
 
 impl Dumper {
-    /// All tables of the host's dataplane, but the one of programs, which nothing changes.
+    /// All tables of the host's dataplane, but those of programs and of devices, which no packet changes.
     pub(crate) fn open(host: &NetNs) -> Result<Self> {
         let folder = PathBuf::from(format!("{BPFFS}/{:x}_v{LAYOUT_VERSION}/maps", host.cookie()?));
         let names = names::MAPS.into_iter().filter(|name| !matches!(*name, names::STAGES | names::XDP_PORTS));
@@ -30,8 +30,8 @@ impl Dumper {
         };
         let tables = names.map(open).collect::<Result<Vec<_>>>()?;
         let pinned = fs::read_dir(&folder)?.count();
-        // Beside these: the table of programs, and what tells their build.
-        ensure!(pinned == tables.len() + 2, "{pinned} tables are pinned, {} are known", tables.len() + 2);
+        // Beside these: the tables of programs and of devices, and what tells the build.
+        ensure!(pinned == tables.len() + 3, "{pinned} tables are pinned, {} are known", tables.len() + 3);
         Ok(Self { tables })
     }
 

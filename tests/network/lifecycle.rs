@@ -164,7 +164,7 @@ fn down_leaves_nothing() -> Result<()> {
     assert!(full.file.is_some() && full.pins.len() > 10, "{:?}", full.pins);
     let programs = full.pins.iter().filter(|path| path.contains("/programs/"));
     let ids = programs.map(|path| Ok(SchedClassifier::from_pin(path)?.info()?.id())).collect::<Result<Vec<_>>>()?;
-    assert_eq!(ids.len(), names::PROGRAMS.len() + names::SOCKET_PROGRAMS.len());
+    assert_eq!(ids.len(), names::PROGRAMS.len() + names::SOCKET_PROGRAMS.len() + names::XDP_PROGRAMS.len());
     lab.nsnet("down")?;
     assert_eq!(World::of(&lab)?, before);
     // The kernel frees programs a grace period later.

@@ -17,11 +17,11 @@ use crate::machine::{Machine, is_taken};
 #[test]
 fn short_packets_and_tags() -> Result<()> {
     in_new_namespace(|| {
-        // Else the kernel reports its multicast groups at any time (MLD), which is a frame more.
-        for key in ["default", "all"] {
-            sysctl::write(&format!("net/ipv6/conf/{key}/disable_ipv6"), "1")?;
-        }
         let mut machine = Machine::new(true)?;
+        // Else the kernel reports its multicast groups at any time (MLD), which is a frame more.
+        for interface in [HOST.name, RED.name, "red-ns"] {
+            sysctl::write(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1")?;
+        }
         machine.attach(Hook::Namespace, RED.name)?;
         machine.attach(Hook::Host, HOST.name)?;
         // What is sent into the other end of a pair comes in by the port; what is sent out of the port itself, the host
