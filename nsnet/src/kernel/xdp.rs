@@ -8,6 +8,7 @@ pub(crate) mod uplink;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use aya::Ebpf;
@@ -109,8 +110,13 @@ fn link_of(pins: &Pins, port: PortId, side: Side) -> PathBuf {
 pub(super) fn links_at(pins: &Pins) -> Result<Vec<(OsString, Side)>> {
     let folder = pins.links();
     let what = || format!("list {}", folder.display());
+    let entries = match fs::read_dir(&folder) {
+        // Of a dataplane that was killed while it came or went.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.doing(what)?,
+    };
     let mut found = Vec::new();
-    for entry in fs::read_dir(&folder).doing(what)? {
+    for entry in entries {
         let name = entry.doing(what)?.file_name();
         let side = Side::BOTH.into_iter().find(|side| name.to_string_lossy().ends_with(side.program()));
         found.extend(side.map(|side| (name, side)));
