@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::netns::NetNs;
 use nsnet::kernel::sysctl;
-use nsnet::lab::ping::ping;
+use nsnet::lab::ping::{answers, ping};
 use nsnet::lab::{HOST_IP, Lab, TcpServer, WAN_IP, tcp};
 
 use super::bed::{Scratch, lab};
@@ -41,12 +41,9 @@ pub(crate) fn host() -> Result<Lab> {
 
 /// Whether `to` answers `from`; lost packets are forgiven to a busy machine.
 fn reaches(lab: &Lab, from: &str, to: IpAddr) -> Result<()> {
-    for _ in 0..4 {
-        if lab.within(from, || ping(to, 1, 56, Duration::from_secs(1)))??.received > 0 {
-            return Ok(());
-        }
-    }
-    bail!("{to} does not answer {from}")
+    let is_reached = lab.within(from, || answers(to, 4, Duration::from_secs(1)))??;
+    ensure!(is_reached, "{to} does not answer {from}");
+    Ok(())
 }
 
 /// red reaches the host and the outside, and the host red.

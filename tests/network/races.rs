@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nsnet::kernel::netns::NetNs;
 use nsnet::lab::Lab;
-use nsnet::lab::ping::ping;
+use nsnet::lab::ping;
 use nsnet::lab::random::Random;
 
 use super::bed::{Bed, V4, lab};
@@ -68,7 +68,7 @@ fn two_hundred_at_once() -> Result<()> {
 
 /// One lost packet is forgiven to a busy machine.
 fn answers(ip: IpAddr) -> Result<()> {
-    ensure!(ping(ip, 2, 56, Duration::from_secs(1))?.received > 0, "{ip} does not answer");
+    ensure!(ping::answers(ip, 2, Duration::from_secs(1))?, "{ip} does not answer");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The eBPF programs: load, pin, attach. Once pinned they forward with no process of ours running.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -187,18 +188,9 @@ impl Dataplane {
 
     /// The ports that a link is pinned for.
     pub(super) fn linked_ports(&self) -> Result<BTreeSet<PortId>> {
-        let folder = self.pins.links();
-        let what = || format!("list {}", folder.display());
-        let entries = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            entries => entries.doing(what)?,
-        };
-        let mut ports = BTreeSet::new();
-        for entry in entries {
-            // The others are of the programs at sockets and of the accelerator.
-            ports.extend(entry.doing(what)?.file_name().to_str().and_then(Pins::port_of_link));
-        }
-        Ok(ports)
+        // The others are of the programs at sockets and of the accelerator.
+        let port_of = |name: &OsString| name.to_str().and_then(Pins::port_of_link);
+        Ok(self.pins.link_names()?.iter().filter_map(port_of).collect())
     }
 
     /// A pinned program.

@@ -11,6 +11,7 @@
 //! Whoever may write here decides what the programs do: the file system's root is root's alone, and before anything is
 //! changed each pin is compared with what the object defines.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -74,6 +75,17 @@ impl Pins {
     pub(super) fn port_of_link(name: &str) -> Option<PortId> {
         let number = name.strip_suffix(names::CLOSED).and_then(|rest| rest.strip_suffix('_')).unwrap_or(name);
         number.parse().ok().map(PortId)
+    }
+
+    /// The names of the links that are pinned: none, where the dataplane was killed while it came or went.
+    pub(super) fn link_names(&self) -> Result<Vec<OsString>> {
+        let folder = self.links();
+        let what = || format!("list {}", folder.display());
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.doing(what)?,
+        };
+        entries.map(|entry| Ok(entry.doing(what)?.file_name())).collect()
     }
 
     /// Makes the folders.

@@ -7,8 +7,6 @@ pub(crate) mod port;
 pub(crate) mod uplink;
 
 use std::ffi::OsString;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use aya::Ebpf;
@@ -22,7 +20,7 @@ use nix::errno::Errno;
 use nsnet_common::layout::{PortId, names};
 
 use super::dataplane::{Dataplane, refused, remove_link};
-use super::error::{Doing as _, KernelError, Result};
+use super::error::{KernelError, Result};
 use super::maps::Maps;
 use super::pins::Pins;
 
@@ -108,20 +106,11 @@ fn link_of(pins: &Pins, port: PortId, side: Side) -> PathBuf {
 
 /// The names of the pinned links of the accelerator, each with its side.
 pub(super) fn links_at(pins: &Pins) -> Result<Vec<(OsString, Side)>> {
-    let folder = pins.links();
-    let what = || format!("list {}", folder.display());
-    let entries = match fs::read_dir(&folder) {
-        // Of a dataplane that was killed while it came or went.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.doing(what)?,
+    let with_side = |name: OsString| {
+        let side = Side::BOTH.into_iter().find(|side| name.to_string_lossy().ends_with(side.program()))?;
+        Some((name, side))
     };
-    let mut found = Vec::new();
-    for entry in entries {
-        let name = entry.doing(what)?.file_name();
-        let side = Side::BOTH.into_iter().find(|side| name.to_string_lossy().ends_with(side.program()));
-        found.extend(side.map(|side| (name, side)));
-    }
-    Ok(found)
+    Ok(pins.link_names()?.into_iter().filter_map(with_side).collect())
 }
 
 impl Dataplane {

@@ -54,6 +54,19 @@ pub fn ping(to: IpAddr, count: u16, payload_len: usize, timeout: Duration) -> Re
     ping_with(&Echo { to: SocketAddr::new(to, 0), count, payload_len, timeout, hop_limit: None })
 }
 
+/// Whether it answers one of `tries` echo requests; what a busy machine loses or delays is forgiven.
+///
+/// # Errors
+/// As [`ping`].
+pub fn answers(to: IpAddr, tries: u16, timeout: Duration) -> Result<bool> {
+    for _ in 0..tries {
+        if ping(to, 1, 56, timeout)?.received > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Everything that can be chosen about a series of echo requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Echo {
