@@ -4,6 +4,8 @@
 #![no_main]
 #![expect(unsafe_code, reason = "frames and per-CPU slots are behind raw pointers of the kernel's")]
 
+mod object;
+
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
@@ -131,15 +133,4 @@ fn count(slots: &PerCpuArray<u64>) -> u64 {
     let before = *slot;
     *slot = before.wrapping_add(1);
     before
-}
-
-/// Helpers are for programs under a GPL-compatible licence.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-/// No code here can panic: the verifier refuses a program that could get to this loop.
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
 }

@@ -2,8 +2,6 @@
 
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{
@@ -274,12 +272,8 @@ impl Packet for TcFrame {
     #[inline(always)]
     fn copy<T: Wire + Copy>(&self, at: usize) -> Option<T> {
         let from = core::ptr::from_ref(self.view::<T>(at)?).cast::<u8>();
-        let mut copy = MaybeUninit::<T>::uninit();
-        // SAFETY: the view and the copy are of this many bytes; any bytes are a T.
-        unsafe {
-            words::fetch::<T>(from, copy.as_mut_ptr().cast());
-            Some(copy.assume_init())
-        }
+        // SAFETY: the view is of this many bytes.
+        Some(unsafe { words::fetch(from) })
     }
 
     /// By a helper, not by a direct write: a program with a direct write begins with a call that unshares every cloned

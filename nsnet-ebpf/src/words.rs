@@ -4,16 +4,21 @@
 #![expect(unsafe_code, reason = "instructions that the compiler does not make of misaligned accesses")]
 
 use core::arch::asm;
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 
-/// Copies a `T` from a packet to memory of our own.
+use nsnet_common::packet::Wire;
+
+/// Copies a `T` from a packet.
 ///
 /// # Safety
-/// There are as many bytes at both.
+/// There are as many bytes at `from`.
 #[inline(always)]
-pub(crate) unsafe fn fetch<T>(from: *const u8, to: *mut u8) {
+pub(crate) unsafe fn fetch<T: Wire + Copy>(from: *const u8) -> T {
+    let mut copy = MaybeUninit::<T>::uninit();
+    let to = copy.as_mut_ptr().cast::<u8>();
     let mut at = 0;
-    // SAFETY: the caller's, for each of the pieces; the writes need no alignment.
+    // SAFETY: the caller's, for each of the pieces; the writes need no alignment. All bytes of the copy are written, and any
+    // bytes are a T.
     unsafe {
         while at + 4 <= size_of::<T>() {
             let word: u64;
@@ -30,6 +35,7 @@ pub(crate) unsafe fn fetch<T>(from: *const u8, to: *mut u8) {
         if at < size_of::<T>() {
             to.add(at).write(from.add(at).read());
         }
+        copy.assume_init()
     }
 }
 

@@ -2,8 +2,6 @@
 
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use nsnet_common::checksum::Sum;
@@ -92,12 +90,8 @@ impl Packet for XdpFrame {
     #[inline(always)]
     fn copy<T: Wire + Copy>(&self, at: usize) -> Option<T> {
         let from = self.place::<T>(at)?;
-        let mut copy = MaybeUninit::<T>::uninit();
-        // SAFETY: the place and the copy are of this many bytes; any bytes are a T.
-        unsafe {
-            words::fetch::<T>(from, copy.as_mut_ptr().cast());
-            Some(copy.assume_init())
-        }
+        // SAFETY: the place is of this many bytes.
+        Some(unsafe { words::fetch(from) })
     }
 
     #[inline(always)]
