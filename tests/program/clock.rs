@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::time::{ClockId, clock_gettime};
+use nsnet_common::layout::whole_seconds;
 
 /// Stamps of the kernel may be this much later than the time at which the tables were made.
 pub(crate) const LATE: u64 = 400_000_000;
@@ -12,7 +13,16 @@ const SECOND: u64 = 1_000_000_000;
 
 /// Nanoseconds on the clock that `bpf_ktime_get_ns` reads.
 pub(crate) fn monotonic() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds on the clock that `bpf_ktime_get_coarse_ns` reads.
+pub(crate) fn coarse() -> Result<u64> {
+    read(ClockId::CLOCK_MONOTONIC_COARSE)
+}
+
+fn read(clock: ClockId) -> Result<u64> {
+    let now = clock_gettime(clock).context("read the clock")?;
     Ok(now.tv_sec() as u64 * SECOND + now.tv_nsec() as u64)
 }
 
@@ -20,11 +30,11 @@ pub(crate) fn monotonic() -> Result<u64> {
 pub(crate) fn steady() -> Result<u64> {
     loop {
         let now = monotonic()?;
-        match now % SECOND {
-            // The coarse clock may be 10 ms late, and whole_seconds() 17 ms.
-            40_000_000..900_000_000 => return Ok(now),
-            _ => std::thread::sleep(Duration::from_millis(10)),
+        // The programs' clock is late by what whole_seconds() is, and the timer of a busy machine.
+        if now % SECOND < 900_000_000 && u64::from(whole_seconds(coarse()?)) == now / SECOND {
+            return Ok(now);
         }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
