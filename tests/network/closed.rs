@@ -111,9 +111,8 @@ fn take_off(bed: &Bed, name: &str) -> Result<()> {
         ensure!(netlink.remove_filter(index, filter)?, "the filter is gone already");
         return Ok(());
     }
-    let suffix = if name == names::CLOSED { "_closed" } else { "" };
     let port = index - PORT_IFINDEX_BASE;
-    fs::remove_file(pins(&bed.lab)?.join("links").join(format!("{port}{suffix}")))?;
+    fs::remove_file(pins(&bed.lab)?.join("links").join(port.to_string()))?;
     let is_on = || -> Result<bool> {
         let (_revision, programs) = SchedClassifier::query_tcx(&red.port, TcAttachType::Ingress)?;
         Ok(programs.iter().filter_map(ProgramInfo::name_as_str).any(|other| other == name))

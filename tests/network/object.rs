@@ -8,6 +8,7 @@ use std::process::Output;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::object::{Definition, OBJECT, Object};
 use nsnet::kernel::store::BPFFS;
 use nsnet::lab::Lab;
@@ -29,11 +30,18 @@ pub(crate) fn programs(lab: &Lab) -> Result<BTreeSet<u32>> {
     entries.collect()
 }
 
-/// The program of ours on one side of an interface of the host's.
+/// The programs on one side of an interface of the host's, in the order of their turns.
 pub(crate) fn program_on(lab: &Lab, interface: &str, side: TcAttachType) -> Result<Vec<u32>> {
     let query = || -> Result<_> {
         let (_revision, programs) = SchedClassifier::query_tcx(interface, side)?;
-        Ok(programs.iter().map(ProgramInfo::id).collect())
+        let netlink = Netlink::here()?;
+        let index = netlink.existing_link(interface)?.index;
+        let filters = match side {
+            TcAttachType::Egress => netlink.bpf_filters_at_egress(index)?,
+            TcAttachType::Ingress | TcAttachType::Custom(_) => netlink.bpf_filters(index)?,
+        };
+        // The kernel runs filters last.
+        Ok(programs.iter().map(ProgramInfo::id).chain(filters.iter().map(|filter| filter.program)).collect())
     };
     lab.within("host", query)?
 }

@@ -77,7 +77,6 @@ impl Dataplane {
             let root = &draft.pins.root;
             let without = if features.cgroup { sockets::install(&mut ebpf, root).err() } else { None };
             if exists(&self.pins.root)? {
-                self.keep_closed(&draft)?;
                 rename(&self.pins.root, &old.root)?;
             }
             rename(root, &self.pins.root)?;
@@ -89,17 +88,6 @@ impl Dataplane {
             let _reported_next_time = draft.pins.remove();
         }
         pinned
-    }
-
-    /// What stands behind the programs of ports stays while these go: nothing gets past until others are there.
-    fn keep_closed(&self, draft: &Self) -> Result<()> {
-        for port in self.linked_ports()? {
-            let (from, to) = (self.pins.closed_link(port), draft.pins.closed_link(port));
-            if exists(&from)? {
-                fs::hard_link(&from, &to).doing(|| format!("keep the link {}", from.display()))?;
-            }
-        }
-        Ok(())
     }
 
     /// The dataplane beside this one that is being made, to be moved into its place.
@@ -199,40 +187,34 @@ impl Dataplane {
     }
 
     /// Puts the program of `hook` on `interface`, unless it is there: by a pinned tcx link, or a clsact filter where there
-    /// is no tcx. Behind that of a port stands one that drops all.
-    pub fn attach(&self, features: Features, port: PortId, interface: &str, hook: Hook) -> Result<()> {
+    /// is no tcx. Behind that of a port stands one that drops all, from before it is there until the interface goes.
+    pub fn attach(
+        &self,
+        netlink: &Netlink,
+        features: Features,
+        port: PortId,
+        interface: &str,
+        hook: Hook,
+    ) -> Result<()> {
         let seat = Seat::of(port, interface, hook);
-        let behind = seat.behind();
         // A port that is new, as most are, has no link: then nobody need be asked.
-        let is_taken = |seat: &Seat| {
-            let is_new = features.tcx && !exists(&seat.link(&self.pins))?;
-            if is_new { Ok(false) } else { seat.is_taken_by(&Netlink::here, &self.pins) }
-        };
-        let is_closed = behind.as_ref().map_or(Ok(true), is_taken)?;
+        let is_new = features.tcx && !exists(&self.pins.link(port))?;
+        let is_taken = |seat: &Seat| if is_new { Ok(false) } else { seat.is_taken_by(netlink, &self.pins) };
+        if let Some(behind) = seat.behind()
+            && !is_taken(&behind)?
+        {
+            behind.take(features, &self.pins, Order::Last)?;
+        }
         if !is_taken(&seat)? {
             self.detach(port)?;
-            let order = match &behind {
-                Some(behind) if is_closed => Order::Before(behind, &self.pins),
-                Some(_) | None => Order::Last,
-            };
-            seat.take(features, &self.pins, order)?;
+            seat.take(features, &self.pins, Order::Last)?;
         }
-        if is_closed {
-            return Ok(());
-        }
-        self.release(port)?;
-        behind.map_or(Ok(()), |behind| behind.take(features, &self.pins, Order::Last))
+        Ok(())
     }
 
-    /// Takes the program of a port off. What stands behind it stays: see [`Dataplane::release`]. (A clsact filter goes with
-    /// its interface.)
+    /// Takes the program of a port off. What stands behind it stays, as all filters do, until the interface goes.
     pub fn detach(&self, port: PortId) -> Result<()> {
         remove_link(&self.pins.link(port))
-    }
-
-    /// Forgets a port whose interface is gone: nothing stands behind its program any more.
-    pub fn release(&self, port: PortId) -> Result<()> {
-        remove_link(&self.pins.closed_link(port))
     }
 
     /// [`Dataplane::detach`] for an interface that stays: the program is off when this returns.
@@ -256,14 +238,14 @@ impl Dataplane {
     }
 
     /// Whether our program is on `interface` now, as the kernel tells it.
-    pub fn is_attached(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
-        Seat::of(port, interface, hook).is_taken_by(&Netlink::here, &self.pins)
+    pub fn is_attached(&self, netlink: &Netlink, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+        Seat::of(port, interface, hook).is_taken_by(netlink, &self.pins)
     }
 
     /// Whether what a port's program lets pass, or all when that is gone, ends behind it. (Behind an uplink's is the host.)
-    pub fn is_closed(&self, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
+    pub fn is_closed(&self, netlink: &Netlink, port: PortId, interface: &str, hook: Hook) -> Result<bool> {
         let behind = Seat::of(port, interface, hook).behind();
-        behind.map_or(Ok(true), |behind| behind.is_taken_by(&Netlink::here, &self.pins))
+        behind.map_or(Ok(true), |behind| behind.is_taken_by(netlink, &self.pins))
     }
 }
 

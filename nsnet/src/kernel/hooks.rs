@@ -1,7 +1,9 @@
 //! Where programs sit, and which ones: by a pinned tcx link, or by a clsact filter where there is no tcx.
 //!
 //! Behind the program of each port stands another, [`names::CLOSED`]. No frame comes to it while the first is there, since
-//! that ends each; and when somebody takes the first off, no frame gets past the second.
+//! that ends each; and when somebody takes the first off, no frame gets past the second. It is a filter in any case, and
+//! the last one: the kernel runs filters behind all programs at tcx (`sch_handle_ingress()`, net/core/dev.c), and putting
+//! one there does not wait for an RCU grace period, as a second link would.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -60,7 +62,7 @@ impl Hook {
 /// The place of one program at a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seat {
-    port: PortId,
+    pub(super) port: PortId,
     /// The interface, by its name now.
     pub(super) interface: String,
     hook: Hook,
@@ -72,14 +74,13 @@ pub(crate) struct Seat {
 pub(super) enum Order<'a> {
     /// Behind all that are there.
     Last,
-    /// Just before the program of this seat, whose link is among these pins.
-    Before(&'a Seat, &'a Pins),
-    /// Just behind it.
-    After(&'a Seat, &'a Pins),
+    /// Just behind the one whose link is among these pins.
+    After(&'a Pins),
 }
 
-/// How to get hold of netlink, for those that need it: few do.
-pub(super) type Ask<'a> = &'a dyn Fn() -> Result<Netlink>;
+/// The priority of the filter behind all others, and its number there. (The kernel gives each new filter a priority
+/// before those that are there.)
+const LAST: (u16, TcHandle) = (u16::MAX, TcHandle::new(0, 1));
 
 impl Seat {
     /// That of the hook's own program.
@@ -97,29 +98,32 @@ impl Seat {
         if self.is_behind { names::CLOSED } else { self.hook.program() }
     }
 
-    /// The pin of its link.
-    pub(super) fn link(&self, pins: &Pins) -> PathBuf {
-        if self.is_behind { pins.closed_link(self.port) } else { pins.link(self.port) }
+    /// The pin of its link; `None` for what stands behind, which has none.
+    pub(super) fn link(&self, pins: &Pins) -> Option<PathBuf> {
+        (!self.is_behind).then(|| pins.link(self.port))
     }
 
-    /// Puts the program there, as the last or beside another's link.
+    /// Whether it is taken by a link, and not by a filter.
+    fn is_by_link(&self, features: Features) -> bool {
+        features.tcx && !self.is_behind
+    }
+
+    /// Puts the program there, as the last or behind another's link.
     pub(super) fn take(&self, features: Features, pins: &Pins, order: Order<'_>) -> Result<()> {
         let what = || format!("attach {} to {}", self.program(), self.interface);
         let mut program = pins.classifier(self.program())?;
+        if !self.is_by_link(features) {
+            return self.put_filter(&mut program);
+        }
         // An order names a link by its descriptor, which is to be open yet when it is used.
         let neighbour = match order {
-            Order::Before(seat, pins) | Order::After(seat, pins) if features.tcx => Some(seat.open_link(pins)?),
-            Order::Before(..) | Order::After(..) | Order::Last => None,
+            Order::After(pins) => Some(self.open_link(pins)?),
+            Order::Last => None,
         };
-        let options = || match (&neighbour, order) {
-            _ if !features.tcx => Ok(self.netlink_options()),
-            (Some(link), Order::Before(..)) => LinkOrder::before_link(link).map(TcAttachOptions::TcxOrder),
-            (Some(link), Order::After(..)) => LinkOrder::after_link(link).map(TcAttachOptions::TcxOrder),
-            (Some(_) | None, Order::Last) | (None, _) => Ok(TcAttachOptions::TcxOrder(LinkOrder::default())),
-        };
+        let order = || neighbour.as_ref().map_or(Ok(LinkOrder::default()), LinkOrder::after_link);
         let began = Instant::now();
         let link = loop {
-            let options = options().map_err(|error| refused(what(), error))?;
+            let options = TcAttachOptions::TcxOrder(order().map_err(|error| refused(what(), error))?);
             match put(&mut program, &self.interface, self.hook, options) {
                 // A link whose pin is gone is taken off after an RCU grace period, and no program is there twice.
                 Err(error) if error.errno() == Some(Errno::EEXIST) && began.elapsed() < GRACE => {
@@ -129,44 +133,61 @@ impl Seat {
             }
         };
         let link = program.take_link(link).map_err(|error| refused(what(), error))?;
-        if !features.tcx {
-            // The filter belongs to the interface and goes with it: dropping the link must not take it off.
-            std::mem::forget(link);
-            return Ok(());
-        }
         let link = FdLink::try_from(link).map_err(|error| refused(what(), error))?;
-        let pin = link.pin(self.link(pins));
+        let pin = link.pin(pins.link(self.port));
         pin.map(|_pinned| ()).map_err(|error| refused(format!("pin the link of {}", self.interface), error))
+    }
+
+    /// Puts the program there by a filter, which belongs to the interface and goes with it.
+    fn put_filter(&self, program: &mut SchedClassifier) -> Result<()> {
+        let options = if self.is_behind {
+            NlOptions { priority: LAST.0, handle: LAST.1, classid: None }
+        } else {
+            NlOptions::default()
+        };
+        match put(program, &self.interface, self.hook, TcAttachOptions::Netlink(options)) {
+            // That of a dataplane that was there before.
+            Err(error) if error.errno() == Some(Errno::EEXIST) && self.is_behind => {
+                self.replace_filter(program, LAST.0, LAST.1)
+            }
+            link => self.leave_filter(program, link?),
+        }
+    }
+
+    /// A filter with the number of one that is there takes its place (`cls_bpf_change()`, net/sched/cls_bpf.c).
+    fn replace_filter(&self, program: &mut SchedClassifier, priority: u16, handle: TcHandle) -> Result<()> {
+        let what = || format!("replace {} on {}", self.program(), self.interface);
+        let side = self.hook.attach_type();
+        let link = SchedClassifierLink::attached(&self.interface, side, priority, handle, None).doing(what)?;
+        let link = program.attach_to_link(link).map_err(|error| refused(what(), error))?;
+        self.leave_filter(program, link)
+    }
+
+    /// Dropping the link must not take the filter off.
+    fn leave_filter(&self, program: &mut SchedClassifier, link: SchedClassifierLinkId) -> Result<()> {
+        let what = || format!("attach {} to {}", self.program(), self.interface);
+        std::mem::forget(program.take_link(link).map_err(|error| refused(what(), error))?);
+        Ok(())
     }
 
     /// Whether it is at an uplink, by a link.
     pub(super) fn is_uplink_by_link(&self, pins: &Pins) -> bool {
-        self.hook == Hook::Uplink && self.link(pins).exists()
+        self.hook == Hook::Uplink && pins.link(self.port).exists()
     }
 
     fn open_link(&self, pins: &Pins) -> Result<SchedClassifierLink> {
         let what = || format!("open the link of {} to {}", self.program(), self.interface);
-        let link = PinnedLink::from_pin(self.link(pins)).map_err(|error| refused(what(), error))?;
+        let link = PinnedLink::from_pin(pins.link(self.port)).map_err(|error| refused(what(), error))?;
         SchedClassifierLink::try_from(FdLink::from(link)).map_err(|error| refused(what(), error))
     }
 
-    /// The kernel gives each new filter a priority before those that are there; what drops all has the last one.
-    fn netlink_options(&self) -> TcAttachOptions {
-        const LAST: u16 = u16::MAX;
-        TcAttachOptions::Netlink(if self.is_behind {
-            NlOptions { priority: LAST, handle: TcHandle::new(0, 1), classid: None }
-        } else {
-            NlOptions::default()
-        })
-    }
-
     /// Whether the program of `pins` is there now, as the kernel tells it.
-    pub(super) fn is_taken_by(&self, netlink: Ask<'_>, pins: &Pins) -> Result<bool> {
+    pub(super) fn is_taken_by(&self, netlink: &Netlink, pins: &Pins) -> Result<bool> {
         if !pins.program(self.program()).exists() {
             return Ok(false);
         }
         let ours = pins.program_id(self.program())?;
-        if self.link(pins).exists()
+        if self.link(pins).is_some_and(|link| link.exists())
             && let Ok((_revision, programs)) = SchedClassifier::query_tcx(&self.interface, self.hook.attach_type())
             && programs.iter().any(|program| program.id() == ours)
         {
@@ -177,10 +198,10 @@ impl Seat {
 
     /// Has the program of `to` take the place of that of `from`, from one frame to the next. `links` has the pins of links.
     /// `Ok(false)` when neither's is there.
-    pub(super) fn hand_over(&self, netlink: Ask<'_>, links: &Pins, from: &Pins, to: &Pins) -> Result<bool> {
+    pub(super) fn hand_over(&self, netlink: &Netlink, links: &Pins, from: &Pins, to: &Pins) -> Result<bool> {
         let what = || format!("replace {} on {}", self.program(), self.interface);
-        if hand_over_link(&self.link(links), &to.program(self.program()))
-            .map_err(|errno| KernelError::new(what(), errno))?
+        if let Some(link) = self.link(links)
+            && hand_over_link(&link, &to.program(self.program())).map_err(|errno| KernelError::new(what(), errno))?
         {
             return Ok(true);
         }
@@ -188,24 +209,18 @@ impl Seat {
         let filters = self.filters(netlink)?;
         let ours: Vec<_> = filters.iter().filter(|filter| known.contains(&Some(filter.program))).collect();
         for filter in &ours {
-            // A filter with the number of one that is there takes its place (cls_bpf_change(), net/sched/cls_bpf.c).
-            let mut program = to.classifier(self.program())?;
             let (priority, (major, minor)) = filter.place();
-            let (side, handle) = (self.hook.attach_type(), TcHandle::new(major, minor));
-            let link = SchedClassifierLink::attached(&self.interface, side, priority, handle, None).doing(what)?;
-            let link = program.attach_to_link(link).map_err(|error| refused(what(), error))?;
-            // As in take(): the filter stays.
-            std::mem::forget(program.take_link(link).map_err(|error| refused(what(), error))?);
+            self.replace_filter(&mut to.classifier(self.program())?, priority, TcHandle::new(major, minor))?;
         }
         Ok(!ours.is_empty())
     }
 
     /// The filters at the hook that bear the program's name.
-    fn filters(&self, netlink: Ask<'_>) -> Result<Vec<BpfFilter>> {
+    fn filters(&self, netlink: &Netlink) -> Result<Vec<BpfFilter>> {
         let Ok(index) = if_nametoindex(self.interface.as_str()) else { return Ok(Vec::new()) };
         let filters = match self.hook.attach_type() {
-            TcAttachType::Egress => netlink()?.bpf_filters_at_egress(index)?,
-            TcAttachType::Ingress | TcAttachType::Custom(_) => netlink()?.bpf_filters(index)?,
+            TcAttachType::Egress => netlink.bpf_filters_at_egress(index)?,
+            TcAttachType::Ingress | TcAttachType::Custom(_) => netlink.bpf_filters(index)?,
         };
         Ok(filters.into_iter().filter(|filter| filter.name == self.program()).collect())
     }

@@ -257,10 +257,10 @@ impl Look<'_> {
     }
 
     fn program(&self, port: PortId, interface: &str, hook: Hook) -> Result<Vec<Difference>> {
-        let dataplane = &self.host.dataplane;
-        let is_attached = dataplane.is_attached(port, interface, hook)?;
+        let Host { dataplane, netlink, .. } = self.host;
+        let is_attached = dataplane.is_attached(netlink, port, interface, hook)?;
         let lost = (!is_attached).then(|| Difference::missing(format_args!("program on {interface}")));
-        let is_closed = dataplane.is_closed(port, interface, hook)?;
+        let is_closed = dataplane.is_closed(netlink, port, interface, hook)?;
         let open =
             (!is_closed).then(|| Difference::missing(format_args!("what closes {interface} behind its program")));
         Ok(lost.into_iter().chain(open).collect())

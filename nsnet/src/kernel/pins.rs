@@ -4,7 +4,7 @@
 //! /run/nsnet/bpf/<host>_v<layout>/
 //!   programs/<name>
 //!   maps/<NAME>            keys and values of version 1; else <NAME>_v<version>
-//!   links/<port id>        of the program of a port or uplink; <port id>_closed of what stands behind it;
+//!   links/<port id>        of the program of a port or uplink;
 //!         <socket hook>    of a program at the root cgroup
 //! ```
 //!
@@ -67,14 +67,9 @@ impl Pins {
         self.links().join(port.0.to_string())
     }
 
-    pub(super) fn closed_link(&self, port: PortId) -> PathBuf {
-        self.links().join(format!("{}_{}", port.0, names::CLOSED))
-    }
-
-    /// The port whose link, or that of what stands behind its program, has this name.
+    /// The port whose link has this name.
     pub(super) fn port_of_link(name: &str) -> Option<PortId> {
-        let number = name.strip_suffix(names::CLOSED).and_then(|rest| rest.strip_suffix('_')).unwrap_or(name);
-        number.parse().ok().map(PortId)
+        name.parse().ok().map(PortId)
     }
 
     /// The names of the links that are pinned: none, where the dataplane was killed while it came or went.
@@ -287,8 +282,7 @@ mod tests {
     #[test]
     fn links_of_ports() {
         assert_eq!(Pins::port_of_link("12"), Some(PortId(12)));
-        assert_eq!(Pins::port_of_link("12_closed"), Some(PortId(12)));
-        for other in ["connect4", "closed", "_closed", "12_", "12closed", "x_closed"] {
+        for other in ["connect4", "x", "12_xdp", "12_"] {
             assert_eq!(Pins::port_of_link(other), None, "{other}");
         }
     }

@@ -165,8 +165,7 @@ pub(super) fn remove(host: &Host, stray: &Stray) -> Result<()> {
         return host.netlink.delete_link(*index).map(|_was_there| ());
     }
     if let Stray::Link(port) = stray {
-        host.dataplane.detach(PortId(*port))?;
-        return host.dataplane.release(PortId(*port));
+        return host.dataplane.detach(PortId(*port));
     }
     if !host.dataplane.loaded()? {
         return Ok(());

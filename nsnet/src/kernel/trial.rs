@@ -56,6 +56,9 @@ fn in_scratch(features: Features) -> Result<Trial> {
     }
     selfcheck::check(&mut ebpf, netlink.existing_link("peer")?.index)?;
     put_on(program_in(&mut ebpf, names::FROM_NAMESPACE)?, features, "trial", Hook::Namespace)?;
+    // What stands behind it is a filter everywhere.
+    let filters = Features { tcx: false, ..features };
+    put_on(program_in(&mut ebpf, names::CLOSED)?, filters, "trial", Hook::Namespace)?;
     let sockets = if features.cgroup { sockets::try_out(&mut ebpf).err() } else { None };
     let sockets = sockets.map(|error| error.to_string());
     let xdp = try_xdp(&mut ebpf, netlink.existing_link("trial")?.index).err().map(|error| error.to_string());

@@ -135,7 +135,7 @@ pub(super) fn settle(host: &Host, state: &State) -> Result<()> {
         return Ok(());
     }
     let seats = if host.dataplane.loaded()? { seats(host, state)? } else { Vec::new() };
-    let settled = hand_over(&seats, old, new, old);
+    let settled = hand_over(&host.netlink, &seats, old, new, old);
     // What goes with the folder may be in use by a frame yet.
     bpf::wait_for_runs();
     // In any case, so that no verb finds the same again.
@@ -177,13 +177,13 @@ fn replace(host: &Host, seats: &[Seat], plan: &Plan, ebpf: &mut Ebpf) -> Result<
     let (joined, replaced): (Vec<_>, Vec<_>) =
         seats.iter().partition(|seat| !copies.is_empty() && host.features.tcx && seat.is_uplink_by_link(old));
     for seat in &joined {
-        fs::remove_file(seat.link(new)).doing(|| format!("replace the link of {}", seat.interface))?;
-        seat.take(host.features, new, Order::After(seat, old))?;
+        fs::remove_file(new.link(seat.port)).doing(|| format!("replace the link of {}", seat.interface))?;
+        seat.take(host.features, new, Order::After(old))?;
     }
     copies.iter_mut().try_for_each(Copying::follow)?;
-    let replaced = hand_over(replaced, old, old, new)?;
+    let replaced = hand_over(&host.netlink, replaced, old, old, new)?;
     for seat in replaced.seats.iter().chain(&joined) {
-        if !seat.is_taken_by(&Netlink::here, new)? {
+        if !seat.is_taken_by(&host.netlink, new)? {
             let why = "another program is there than was put there";
             return Err(KernelError::refused(format!("upgrade {}", seat.interface), why));
         }
@@ -204,8 +204,9 @@ fn finish(old: &Pins, seats: &[Seat], mut copies: Vec<Copying>) -> Result<()> {
     if !copies.is_empty() {
         // Those at uplinks, where the new ones are, too. Closing the last descriptor waits until they are off.
         for seat in seats.iter().filter(|seat| seat.is_uplink_by_link(old)) {
-            let link = bpf::open_pin(&seat.link(old)).ok();
-            fs::remove_file(seat.link(old)).doing(|| format!("take the old program off {}", seat.interface))?;
+            let path = old.link(seat.port);
+            let link = bpf::open_pin(&path).ok();
+            fs::remove_file(path).doing(|| format!("take the old program off {}", seat.interface))?;
             drop(link);
         }
     }
@@ -238,6 +239,7 @@ struct HandedOver<'a> {
 /// Has the programs of `to` take the places of those of `from`. `links` has the pins of the links. Goes on after an error,
 /// and reports the first.
 fn hand_over<'a>(
+    netlink: &Netlink,
     seats: impl IntoIterator<Item = &'a Seat>,
     links: &Pins,
     from: &Pins,
@@ -246,7 +248,7 @@ fn hand_over<'a>(
     let mut done = HandedOver { seats: Vec::new(), sockets: 0 };
     let mut first = Ok(());
     for seat in seats.into_iter().filter(|seat| to.program(seat.program()).exists()) {
-        match seat.hand_over(&Netlink::here, links, from, to) {
+        match seat.hand_over(netlink, links, from, to) {
             Ok(true) => done.seats.push(seat),
             Ok(false) => {}
             Err(error) => first = first.and(Err(error)),
@@ -271,7 +273,7 @@ fn hand_over<'a>(
 
 /// Gives the links that are there another pin. Refuses what is no link.
 fn keep_links(seats: &[Seat], old: &Pins, new: &Pins) -> Result<()> {
-    let of_seats = seats.iter().map(|seat| (seat.link(old), seat.link(new)));
+    let of_seats = seats.iter().filter_map(|seat| Some((seat.link(old)?, seat.link(new)?)));
     let of_sockets = names::SOCKET_PROGRAMS.into_iter().map(|name| (old.links().join(name), new.links().join(name)));
     let accelerated = xdp::links_at(old)?.into_iter();
     let of_xdp = accelerated.map(|(name, _side)| (old.links().join(&name), new.links().join(&name)));
@@ -286,8 +288,8 @@ fn keep_links(seats: &[Seat], old: &Pins, new: &Pins) -> Result<()> {
 fn add_missing(host: &Host, seats: &[Seat], new: &Pins) -> Result<()> {
     for seat in seats {
         if let Some(behind) = seat.behind().filter(|behind| behind != seat)
-            && seat.is_taken_by(&Netlink::here, new)?
-            && !behind.is_taken_by(&Netlink::here, new)?
+            && seat.is_taken_by(&host.netlink, new)?
+            && !behind.is_taken_by(&host.netlink, new)?
         {
             behind.take(host.features, new, Order::Last)?;
         }

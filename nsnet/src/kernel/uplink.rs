@@ -77,9 +77,9 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
     if !host.dataplane.loaded()? {
         return Ok(());
     }
-    if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
+    if !host.dataplane.is_attached(&host.netlink, uplink.port(), &link.name, Hook::Uplink)? {
         take_off(host, uplink)?;
-        host.dataplane.attach(host.features, uplink.port(), &link.name, Hook::Uplink)?;
+        host.dataplane.attach(&host.netlink, host.features, uplink.port(), &link.name, Hook::Uplink)?;
     }
     // After the program: packets leave by an uplink only when answers find their way back.
     if uplink.mode == Mode::Tc {
@@ -139,7 +139,7 @@ pub(crate) fn differences(host: &Host, uplink: &Uplink) -> Result<Vec<Difference
         return Ok(vec![Difference::missing("the interface")]);
     };
     let mut found = Vec::new();
-    if !host.dataplane.is_attached(uplink.port(), &link.name, Hook::Uplink)? {
+    if !host.dataplane.is_attached(&host.netlink, uplink.port(), &link.name, Hook::Uplink)? {
         found.push(Difference::missing(format_args!("program on {}", link.name)));
     }
     found.extend(xdp::uplink::differences(host, uplink, &link)?);

@@ -161,7 +161,7 @@ fn notes(host: &Host, state: &State, explainer: &Explainer, arrival: &Arrival) -
     let member = members.iter().find(|member| member.port == id).map(|member| member.interface.to_owned());
     let interface = member.or_else(|| state.uplink(id).map(|uplink| uplink.interface.clone()));
     if let Some(interface) = interface
-        && !host.dataplane.is_attached(id, &interface, hook)?
+        && !host.dataplane.is_attached(&host.netlink, id, &interface, hook)?
     {
         notes.push(format!("no program is on {interface}, so none of this happens there; `nsnet status` tells more"));
     }

@@ -37,7 +37,7 @@ pub(super) fn add(host: &Host, network: &Network) -> Result<()> {
     set_ipv6(name, network.has_ipv6())?;
     policy::set(host, network)?;
     // Before the link is up, so that nothing passes by the program.
-    host.dataplane.attach(host.features, network.port(), name, Hook::Host)?;
+    host.dataplane.attach(&host.netlink, host.features, network.port(), name, Hook::Host)?;
     let gateways = network.subnets.iter().map(|subnet| with_prefix(subnet.gateway, &subnet.net));
     set_addresses(&host.netlink, link.index, gateways)?;
     let maps = host.maps();
@@ -80,8 +80,7 @@ pub(super) fn delete(host: &Host, network: &Network) -> Result<()> {
         host.dataplane.detach(network.port())?;
     }
     // Until it is gone, nothing gets past what stands behind its program.
-    host.netlink.delete_link(network.port().ifindex())?;
-    host.dataplane.release(network.port())
+    host.netlink.delete_link(network.port().ifindex()).map(|_was_there| ())
 }
 
 /// RFC 4787 REQ-7: addresses of the network must not be ones that the host already reaches otherwise.

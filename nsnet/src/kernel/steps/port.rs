@@ -44,7 +44,7 @@ pub(super) fn attach(host: &Host, port: &Attachment, network: &Network) -> Resul
     set_link(&host.netlink, &outer, None, network.mtu)?;
     set_link(&inside, &inner, Some(port.mac), network.mtu)?;
     // Before either end is up: what a namespace sends is seen by the program or by nobody.
-    host.dataplane.attach(host.features, port.port(), &port.outer, Hook::Namespace)?;
+    host.dataplane.attach(&host.netlink, host.features, port.port(), &port.outer, Hook::Namespace)?;
     switch(host, port, network, &ns)?;
     host.netlink.set_up(outer.index)?;
     ns.run(|| set_ipv6(&port.inner, network.has_ipv6()))??;
@@ -106,7 +106,7 @@ pub(super) fn detach(host: &Host, port: &Attachment, network: &Network) -> Resul
     {
         delete_inner(&Netlink::inside(&ns)?, port)?;
     }
-    host.dataplane.release(port.port())
+    Ok(())
 }
 
 /// Deletes our end in the namespace, whose other end somebody has moved out of the host.
