@@ -256,7 +256,7 @@ impl Verb<'_> {
 }
 
 /// All of them, or some, evenly.
-fn chosen<T>(points: Vec<T>, sample: usize) -> Vec<T> {
+pub(crate) fn chosen<T>(points: Vec<T>, sample: usize) -> Vec<T> {
     let (total, points) = (points.len(), points.into_iter().enumerate());
     let is_chosen: Box<dyn Fn(usize) -> bool> = match std::env::var("NSNET_ALL_POINTS") {
         // A part of all: K/N is each Nth, from the Kth on.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use aya::maps::{MapData, MapInfo, MapType, ProgramArray};
-use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier};
+use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_map_type;
 use nix::errno::Errno;
@@ -285,6 +285,21 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 
 pub(super) fn missing(kind: &str, name: &str) -> KernelError {
     KernelError::refused(format!("find {kind} {name}"), "the eBPF object does not have it")
+}
+
+/// Whether a loaded program works with maps called as ours are, and of the form of ours, which the first program at an
+/// uplink cannot do without. A name of its own anybody may choose; this holds for other builds of ours, too.
+pub(super) fn has_our_maps(program: u32) -> Result<bool> {
+    let Some(info) = loaded_programs().flatten().find(|info| info.id() == program) else { return Ok(false) };
+    let ids = info.map_ids().map_err(|error| refused("read which maps a program uses", error))?.unwrap_or_default();
+    let maps: Vec<MapInfo> = ids.into_iter().filter_map(|id| MapInfo::from_id(id).ok()).collect();
+    let definitions = Object::own()?.definitions()?;
+    let is_there = |name: &str| {
+        let ours = maps.iter().filter(|map| map.name_as_str() == Some(name));
+        let found = ours.map(Definition::of_loaded).collect::<Result<Vec<_>>>()?;
+        Ok(definitions.get(name).is_some_and(|wanted| found.iter().any(|found| found.holds_what(wanted))))
+    };
+    [names::UPLINKS, names::PORTS, names::STAGES].into_iter().try_fold(true, |all, name| Ok(all && is_there(name)?))
 }
 
 /// `BPF_F_RDONLY_PROG` (include/uapi/linux/bpf.h).
