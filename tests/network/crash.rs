@@ -195,7 +195,8 @@ impl Verb<'_> {
                     [format!("(os error {})", errno as i32), format!("{errno:?}: "), "netlink socket".to_owned()];
                 let is_named = names.iter().any(|name| why.contains(name));
                 // The loader tries what the kernel can do, and is misled.
-                let is_trial = ["bpf btf load", "bpf program load"].contains(&call.name.as_str());
+                let is_trial = ["bpf btf load", "bpf program load"].contains(&call.name.as_str())
+                    || why.contains("when the loader tried");
                 ensure!(is_named || is_trial, "{errno} is not named: {why}");
                 ensure!(!why.contains("taking it back"), "it could not be taken back: {why}");
                 ensure!(!why.contains(".rs") && !why.contains("0x"), "it tells what is nobody's business: {why}");

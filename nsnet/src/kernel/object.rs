@@ -108,6 +108,7 @@ impl Object {
     }
 
     fn open(&self, features: Features, secret: u64, purpose: Purpose<'_>) -> Result<Ebpf> {
+        check_kernel()?;
         let cookie = NetNs::current()?.cookie()?;
         let switches = switches(features);
         let sends_copies = u8::from(!matches!(purpose, Purpose::Copy));
@@ -159,6 +160,18 @@ impl Object {
         }
         Ok(ebpf)
     }
+}
+
+/// The loader tries what the kernel can do, and takes any failure, if only for want of memory, for a no: programs without
+/// names and maps of another form would be loaded then, and the rest be refused with a riddle.
+fn check_kernel() -> Result<()> {
+    let found = aya::features();
+    let has_functions = found.btf().is_some_and(|btf| btf.btf_func());
+    if found.bpf_name() && found.bpf_global_data() && found.devmap_prog_id() && has_functions {
+        return Ok(());
+    }
+    let why = "the kernel failed when the loader tried what those since Linux 5.8 can do";
+    Err(KernelError::refused("load the dataplane", why).with_remedy("run it again: memory may have been short"))
 }
 
 /// The object without what tells the source lines of its instructions: reading them takes aya 10 ms, in each verb.
