@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::alive;
 use super::dataplane::Dataplane;
 use super::error::{KernelError, Result};
@@ -140,7 +142,10 @@ impl Host {
 
     /// A member namespace, which must not be the host's own.
     pub fn member(&self, name: &str) -> Result<NetNs> {
-        let ns = NetNs::named(name)?;
+        let ns = NetNs::named(name).map_err(|error| match error.errno() {
+            Some(Errno::ENOENT) => error.with_remedy("`nsnet ns add` makes it"),
+            _ => error,
+        })?;
         if ns.id() == self.ns.id() {
             return Err(KernelError::refused(format!("use namespace {name}"), "it is the one that acts as host"));
         }

@@ -166,7 +166,7 @@ impl Object {
 /// names and maps of another form would be loaded then, and the rest be refused with a riddle.
 fn check_kernel() -> Result<()> {
     let found = aya::features();
-    let has_functions = found.btf().is_some_and(|btf| btf.btf_func());
+    let has_functions = found.btf().is_some_and(aya_obj::btf::BtfFeatures::btf_func);
     if found.bpf_name() && found.bpf_global_data() && found.devmap_prog_id() && has_functions {
         return Ok(());
     }
