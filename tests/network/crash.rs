@@ -195,7 +195,8 @@ impl Verb<'_> {
                     [format!("(os error {})", errno as i32), format!("{errno:?}: "), "netlink socket".to_owned()];
                 let is_named = names.iter().any(|name| why.contains(name));
                 // The loader tries what the kernel can do, and is misled.
-                let is_trial = ["bpf btf load", "bpf program load"].contains(&call.name.as_str());
+                let is_trial = ["bpf btf load", "bpf program load"].contains(&call.name.as_str())
+                    || why.contains("when the loader tried");
                 ensure!(is_named || is_trial, "{errno} is not named: {why}");
                 ensure!(!why.contains("taking it back"), "it could not be taken back: {why}");
                 ensure!(!why.contains(".rs") && !why.contains("0x"), "it tells what is nobody's business: {why}");
@@ -256,7 +257,7 @@ impl Verb<'_> {
 }
 
 /// All of them, or some, evenly.
-fn chosen<T>(points: Vec<T>, sample: usize) -> Vec<T> {
+pub(crate) fn chosen<T>(points: Vec<T>, sample: usize) -> Vec<T> {
     let (total, points) = (points.len(), points.into_iter().enumerate());
     let is_chosen: Box<dyn Fn(usize) -> bool> = match std::env::var("NSNET_ALL_POINTS") {
         // A part of all: K/N is each Nth, from the Kth on.

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use nix::errno::Errno;
 use nix::libc;
 use nsnet::kernel::netlink::Netlink;
@@ -56,14 +57,10 @@ const HOOKS: [Hook; 3] = [
     Hook { name: "tcx egress", program: 3, link: 47, flags: 0, verdict: u32::MAX },
 ];
 
-/// A program that lets everything pass, on an interface, for as long as this is open.
-struct Foreign(OwnedFd);
-
-impl Foreign {
-    /// On the interface `index` of the calling thread's namespace.
-    fn on(index: u32, hook: &Hook) -> Result<Self> {
+impl Hook {
+    /// A program that lets everything pass.
+    fn program(&self) -> Result<OwnedFd> {
         const BPF_PROG_LOAD: libc::c_long = 5;
-        const BPF_LINK_CREATE: libc::c_long = 28;
         /// The beginning of `union bpf_attr` for a program that is loaded.
         #[repr(C)]
         struct Load {
@@ -73,17 +70,50 @@ impl Foreign {
             license: u64,
         }
         // `r0 = verdict; exit` (RFC 9669): an instruction's immediate is its upper half.
-        let instructions = [(u64::from(hook.verdict) << 32) | 0xb7, 0x95];
+        let instructions = [(u64::from(self.verdict) << 32) | 0xb7, 0x95];
         let license = c"GPL";
         let load = Load {
-            kind: hook.program,
+            kind: self.program,
             count: instructions.len() as u32,
             instructions: instructions.as_ptr() as u64,
             license: license.as_ptr() as u64,
         };
         // SAFETY: the structure is what the command reads, and what it points to outlives the call.
         let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
-        let program = descriptor(program).with_context(|| format!("load a program for {}", hook.name))?;
+        descriptor(program).with_context(|| format!("load a program for {}", self.name))
+    }
+}
+
+/// Has a program that lets everything pass on what comes in by an interface of the calling thread's namespace, in a filter
+/// with this name. Tells the program's number.
+pub(crate) fn filter(interface: &str, name: &'static str) -> Result<u32> {
+    let program = HOOKS[1].program()?;
+    let number: u32 = about(&program, "prog_id")?;
+    let info = loaded_programs().flatten().find(|info| info.id() == number).context("it is not loaded")?;
+    let mut program = SchedClassifier::from_program_info(info, name.into())?;
+    qdisc_add_clsact(interface)?;
+    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let link = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
+    // It goes with the interface.
+    std::mem::forget(program.take_link(link)?);
+    Ok(number)
+}
+
+/// A number of what is open, of those that the kernel tells in its `fdinfo`.
+fn about(open: &OwnedFd, what: &str) -> Result<u32> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", open.as_raw_fd()))?;
+    let of = |line: &str| Some(line.strip_prefix(what)?.strip_prefix(':')?.trim().to_owned());
+    Ok(about.lines().find_map(of).with_context(|| format!("no {what} in fdinfo"))?.parse()?)
+}
+
+/// A program that lets everything pass, on an interface, for as long as this is open.
+struct Foreign(OwnedFd);
+
+impl Foreign {
+    /// On the interface `index` of the calling thread's namespace.
+    fn on(index: u32, hook: &Hook) -> Result<Self> {
+        const BPF_LINK_CREATE: libc::c_long = 28;
+        let program = hook.program()?;
         let link: [u32; 4] = [program.as_raw_fd() as u32, index, hook.link, hook.flags];
         // SAFETY: as above: a program, an interface, a type and flags.
         let link = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, link.as_ptr(), size_of_val(&link)) };
@@ -92,9 +122,7 @@ impl Foreign {
 
     /// The interface that it is on; 0 when it was taken off.
     fn interface(&self) -> Result<u32> {
-        let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
-        let line = about.lines().find_map(|line| line.strip_prefix("ifindex:")).context("no interface in fdinfo")?;
-        Ok(line.trim().parse()?)
+        about(&self.0, "ifindex")
     }
 }
 

@@ -19,6 +19,8 @@ use nsnet_common::layout::{LAYOUT_VERSION, NetworkId, Policy, PortId, names, pol
 use serde_json::Value;
 
 use super::bed::{Bed, DUAL, NETWORK, V4, lab, text};
+use super::foreign;
+use super::object::pins;
 use super::races::killed;
 use super::world::{World, complaint, refused};
 
@@ -213,6 +215,42 @@ fn filters_and_qdiscs_of_others_stay() -> Result<()> {
         assert!(has_clsact(&lab)?);
         lab.within("host", || program.detach(link))??;
         assert!(netlink.remove_empty_clsact(index)?);
+    }
+    Ok(())
+}
+
+/// A name is anybody's: what tells ours, when the pins are gone, is the maps.
+#[test]
+fn a_filter_of_others_with_the_name_of_ours_stays() -> Result<()> {
+    let mut lab = lab()?;
+    lab.treat_as_missing("tcx");
+    let make = "network add v-net-0 --subnet 192.168.15.0/24 --masquerade";
+    let netlink = Netlink::inside(&lab.ns("host")?)?;
+    let index = netlink.existing_link(UPLINK)?.index;
+    let programs = || -> Result<Vec<u32>> {
+        let filters = netlink.bpf_filters(index)?;
+        ensure!(filters.iter().all(|filter| filter.name == names::FROM_UPLINK), "{filters:?}");
+        Ok(filters.iter().map(|filter| filter.program).collect())
+    };
+    let theirs = lab.within("host", || foreign::filter(UPLINK, names::FROM_UPLINK))??;
+    assert_eq!(programs()?, [theirs]);
+    let pins = pins(&lab)?;
+    for pins_are_lost in [false, true] {
+        lab.nsnet(make)?;
+        let there = programs()?;
+        assert!(there.len() == 2 && there.contains(&theirs), "{there:?}");
+        if pins_are_lost {
+            std::fs::remove_dir_all(&pins)?;
+            // Loaded anew, it does not leave the old one beside the new one.
+            lab.nsnet("apply")?;
+            let now = programs()?;
+            assert!(now.len() == 2 && now.contains(&theirs) && now != there, "{there:?} became {now:?}");
+            std::fs::remove_dir_all(&pins)?;
+        }
+        let down = lab.try_nsnet("down")?;
+        let told = String::from_utf8_lossy(&down.stderr).into_owned();
+        assert!(down.status.success() && told.contains("uplink is not nsnet's"), "{told}");
+        assert_eq!(programs()?, [theirs]);
     }
     Ok(())
 }

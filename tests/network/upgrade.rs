@@ -1,10 +1,12 @@
 //! Other programs in the place of those that are loaded: what must go on, and what happens when it cannot be done.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, ensure};
 use nsnet::kernel::features::Features;
 use nsnet::kernel::object::Object;
 use nsnet_common::layout::names;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bed::{Bed, Scratch, V4, text};
 use super::object::{
@@ -111,19 +113,33 @@ fn apply_replaces_the_programs_first() -> Result<()> {
     let (other, ids) = (other_build(lab)?, programs(lab)?);
     lab.nsnet("apply")?;
     assert_eq!(programs(lab)?, ids, "its own programs are there");
-    let note = with_object(lab, &other.0, "plan")?;
-    assert!(note.status.success() && String::from_utf8_lossy(&note.stderr).contains("replaces them first"), "{note:?}");
+    let build = |object: &Object| object.build(Features::probe()).to_string();
+    let planned = |object: &Path, line: &str| -> Result<Value> {
+        let (before, ids) = (World::of(lab)?, programs(lab)?);
+        let plan = done_with(lab, object, line)?;
+        assert_eq!((World::of(lab)?, programs(lab)?), (before, ids), "`{line}` changed something");
+        Ok(plan["steps"].clone())
+    };
+    let first = planned(&other.0, "plan")?[0].clone();
+    assert_eq!((&first["action"], &first["object"]), (&json!("change"), &json!("dataplane")));
+    let from = &first["differences"][0];
+    assert_eq!((text(&from["what"])?, text(&from["is"])?), ("build", build(Object::own()?).as_str()));
+    assert_eq!(planned(&other.0, "plan")?.as_array().map(Vec::len), Some(1), "there is no other drift");
 
     let twice = ["a", "b"].map(|name| format!("[[network]]\nname = \"{name}\"\nsubnet = \"10.50.0.0/24\"\n")).concat();
     let file = object_file(lab, "declared", twice.as_bytes())?;
-    refused_with(lab, &other.0, &format!("apply -f {}", file.0.display()))?;
     let broken = object_file(lab, "noise", b"no object at all")?;
-    refused_with(lab, &broken.0, "apply")?;
+    for verb in ["plan", "apply"] {
+        refused_with(lab, &other.0, &format!("{verb} -f {}", file.0.display()))?;
+        refused_with(lab, &broken.0, verb)?;
+    }
     traffic.go_on()?;
 
     let answer = with_object(lab, &other.0, "apply")?;
     assert!(answer.status.success() && String::from_utf8_lossy(&answer.stderr).contains("replaced"), "{answer:?}");
-    assert_eq!(String::from_utf8_lossy(&answer.stdout), "nothing was to be done\n");
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    let lines: Vec<&str> = answer.lines().collect();
+    assert!(matches!(lines[..], ["~ dataplane", _, "0 added, 1 changed, 0 removed"]), "{answer}");
     assert!(programs(lab)?.is_disjoint(&ids));
     assert_eq!(done_with(lab, &other.0, "status")?["upgrade_due"], json!(false));
     check_whole(lab)?;
@@ -132,6 +148,19 @@ fn apply_replaces_the_programs_first() -> Result<()> {
     let stations = Object::own()?.definitions()?[names::STATIONS].max_entries;
     let larger = resized(lab, "larger", &[(names::STATIONS, 2 * stations)])?;
     assert!(refused_with(lab, &larger.0, "ns add @never")?.contains("nsnet upgrade"));
+    let more = "[[ns]]\nname = \"@more\"\n[[network]]\nname = \"more\"\nsubnet = \"10.51.0.0/24\"\n";
+    let more = object_file(lab, "more", more.replace("@more", &lab.name("more")).as_bytes())?;
+    let line = format!("plan -f {}", more.0.display());
+    let plan = planned(&larger.0, &line)?;
+    assert!(plan[0]["does"].to_string().contains("copy STATIONS"), "{plan}");
+    // Of the rest it tells what the file changes: all that is not in it goes.
+    let rest: Vec<String> = plan.as_array().context("no steps")?[1..]
+        .iter()
+        .map(|step| Ok(format!("{} {}", text(&step["action"])?, text(&step["object"])?)))
+        .collect::<Result<_>>()?;
+    for wanted in ["remove network v-net-0".to_owned(), format!("add namespace {}", lab.name("more"))] {
+        assert!(rest.contains(&wanted), "no {wanted}: {rest:?}");
+    }
     done_with(lab, &larger.0, "apply")?;
     assert_eq!(done_with(lab, &larger.0, "status")?["upgrade_due"], json!(false));
     lab.nsnet("apply")?;

@@ -13,6 +13,7 @@ use nsnet::kernel::features::Features;
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::xdp::{self, Side};
 use nsnet::lab::{ChecksumErrors, RawSocket, TcpServer, UdpEcho, tcp, udp};
+use serde_json::json;
 
 use super::bed::{Bed, DUAL, Station, growth, text};
 use super::outside_bed::{FAMILIES, Outside, host, wan};
@@ -181,6 +182,12 @@ fn what_is_switched_is_put_back() -> Result<()> {
     assert_eq!(switches(at_wan)?, Switches { tso: false, ..OF_A_VETH });
     bed.check_no_drift()?;
     bed.lab.nsnet("network mode v-net-0 xdp --uplink xdp")?;
+    // Without a mode it is shown, and nothing changes.
+    let as_it_is = World::of(&bed.lab)?;
+    let shown = bed.lab.json("network mode v-net-0")?;
+    let row = |what, why| json!({ "what": what, "mode": "xdp", "at": "xdp", "why": why });
+    assert_eq!(shown, json!([row("ports of v-net-0", "as asked for"), row("uplink uplink", "as asked for")]));
+    assert_eq!(World::of(&bed.lab)?, as_it_is);
     bed.lab.nsnet("network mode v-net-0 tc --uplink tc")?;
     assert_eq!((switches(c1)?, switches(at_wan)?), (OF_A_VETH, OF_A_VETH));
     World::of(&bed.lab)?.check_similar(&before)?;
@@ -270,10 +277,10 @@ fn what_cannot_be_is_refused() -> Result<()> {
     assert!(told.contains("internal"), "{told}");
     let told = refused(&bed.lab, "network add v-net-0 --subnet 192.168.15.0/24 --internal --mode xdp")?;
     assert!(told.contains("--mode xdp"), "{told}");
-    let told = refused(&bed.lab, "network mode v-net-9 xdp")?;
-    assert!(told.contains("no network v-net-9"), "{told}");
-    let usage = bed.lab.try_nsnet("network mode v-net-0")?;
-    assert_eq!(usage.status.code(), Some(2));
+    for line in ["network mode v-net-9 xdp", "network mode v-net-9"] {
+        let told = refused(&bed.lab, line)?;
+        assert!(told.contains("no network v-net-9"), "{told}");
+    }
     let usage = bed.lab.try_nsnet("network mode v-net-0 fast")?;
     assert_eq!(usage.status.code(), Some(2));
     Ok(())

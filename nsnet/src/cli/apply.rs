@@ -16,12 +16,12 @@ use crate::kernel::host::{Change, Host};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::observe::Scope;
-use crate::kernel::upgrade::{Allowed, Outcome, is_due, upgrade};
+use crate::kernel::upgrade::{self, Allowed, Outcome, Replacement, upgrade};
 use crate::model::Refusal;
 use crate::model::declaration::Declaration;
 use crate::model::declare::Surroundings;
 use crate::model::diff::{self, Action, diff};
-use crate::model::drift::Difference;
+use crate::model::drift::{Difference, Object};
 use crate::model::edit::default_route;
 use crate::model::name::Name;
 use crate::model::plan::Step;
@@ -95,32 +95,46 @@ fn default_routes(name: &Name, v4: bool) -> anyhow::Result<Vec<Option<IpAddr>>> 
 
 /// What it takes to get from what the kernel has to what the file says.
 pub(super) fn plan(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answer {
-    let change = with_progress("comparing with the kernel", || {
-        host.preview(|state| declare(host, state, wanted), |_state, ()| Scope::Everything)
+    let (programs, change) = with_progress("comparing with the kernel", || {
+        let programs = upgrade::preview(host)?;
+        let change = foresee(host, wanted, programs.is_some())?;
+        anyhow::Ok((programs, change))
     })?;
-    host.check(&change.steps)?;
     if let Some(disorder) = host.disorder()? {
         output::note(&disorder);
     }
-    if is_due(host)? {
-        output::note("other programs are loaded than this nsnet's: `nsnet apply` replaces them first");
+    if let Some(programs) = &programs {
+        programs.plan.losses().iter().for_each(|loss| output::note(&format!("would be lost: {loss}")));
+        if host.foreign_pins()?.is_some() {
+            output::note("other programs have other maps: what drifted is seen, and put right, when they are replaced");
+        }
     }
-    print(format, &change, ["nothing to do", "to add", "to change", "to remove"])?;
+    print(format, programs.as_ref(), &change, ["nothing to do", "to add", "to change", "to remove"])?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is to be done once the programs are this nsnet's. What is refused then is refused here.
+fn foresee(host: &Host, wanted: Option<&Wanted>, is_upgrade_due: bool) -> anyhow::Result<Change<()>> {
+    let edit = |state: &mut State| declare(host, state, wanted);
+    if is_upgrade_due && host.foreign_pins()?.is_some() {
+        return host.preview_unread(edit);
+    }
+    let change = host.preview(edit, |_state, ()| Scope::Everything)?;
+    host.check(&change.steps)?;
+    Ok(change)
 }
 
 /// Does it, with this nsnet's programs.
 pub(super) fn apply(host: &Host, format: Format, wanted: Option<&Wanted>) -> Answer {
-    if is_due(host)? {
-        // What is refused is refused before anything is changed. (What another nsnet keeps otherwise cannot be read yet.)
-        if host.foreign_pins()?.is_none() {
-            let look = |_state: &State, (): &()| Scope::Everything;
-            host.check(&host.preview(|state| declare(host, state, wanted), look)?.steps)?;
-        }
+    let mut replaced = None;
+    if upgrade::is_due(host)? {
+        // What is refused is refused before anything is changed.
+        foresee(host, wanted, true)?;
         let outcome = with_progress("replacing the programs", || upgrade(host, Allowed::default()))?;
         if let Outcome::Upgraded(done) = outcome {
-            output::note(&format!("the programs were replaced by this nsnet's (build {})", done.to));
-            done.plan.losses().iter().for_each(|loss| output::note(&format!("lost: {loss}")));
+            output::note(&format!("the programs were replaced by this nsnet's (build {})", done.programs.to));
+            done.programs.plan.losses().iter().for_each(|loss| output::note(&format!("lost: {loss}")));
+            replaced = Some(done.programs);
         }
     }
     let change = with_progress("making it so", || {
@@ -129,7 +143,7 @@ pub(super) fn apply(host: &Host, format: Format, wanted: Option<&Wanted>) -> Ans
     for network in change.new.networks.values().filter(|network| !change.old.networks.contains_key(&network.name)) {
         network.outside.warnings().iter().for_each(|warning| output::note(warning));
     }
-    print(format, &change, ["nothing was to be done", "added", "changed", "removed"])?;
+    print(format, replaced.as_ref(), &change, ["nothing was to be done", "added", "changed", "removed"])?;
     if change.steps.contains(&Step::LoadDataplane) {
         bypassed::tell(&change.new);
     }
@@ -146,9 +160,10 @@ pub(super) fn schema() -> Answer {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(format: Format, change: &Change<()>, words: [&str; 4]) -> io::Result<()> {
+fn print(format: Format, programs: Option<&Replacement>, change: &Change<()>, words: [&str; 4]) -> io::Result<()> {
     let [nothing, added, changed, removed] = words;
-    let changes = diff(&change.old, &change.new, &change.drift, &change.steps);
+    let mut changes: Vec<_> = programs.into_iter().map(replacement).collect();
+    changes.extend(diff(&change.old, &change.new, &change.drift, &change.steps));
     match format {
         Format::Json => output::print_json(&json!({ "steps": to_json(&changes) })),
         Format::Table if changes.is_empty() => output::line(nothing),
@@ -158,6 +173,21 @@ fn print(format: Format, change: &Change<()>, words: [&str; 4]) -> io::Result<()
             let [add, change, remove] = [Action::Add, Action::Change, Action::Remove].map(count);
             output::line(&format!("{add} {added}, {change} {changed}, {remove} {removed}"))
         }
+    }
+}
+
+/// Other programs, which come before everything else.
+fn replacement(programs: &Replacement) -> diff::Change {
+    let from = programs.from.as_ref().map_or_else(|| "unknown".to_owned(), |build| build.id.to_string());
+    let (_kept, copied, emptied) = programs.plan.summary();
+    let of_maps = |what: &str, maps: &[&str]| (!maps.is_empty()).then(|| format!("{what} {}", maps.join(", ")));
+    let maps = [of_maps("copy", &copied), of_maps("empty", &emptied)];
+    let steps = ["replace the programs while packets go on".to_owned()].into_iter().chain(maps.into_iter().flatten());
+    diff::Change {
+        action: Action::Change,
+        object: Object::Dataplane,
+        differences: vec![Difference::other("build", from, programs.to)],
+        steps: steps.collect(),
     }
 }
 

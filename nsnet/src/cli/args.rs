@@ -184,7 +184,7 @@ pub(super) enum NetworkVerb {
     },
     /// List networks
     List,
-    /// Change where frames are forwarded: at TC, or at XDP in front of it
+    /// Show where frames are forwarded and why, or change it: at TC, or at XDP in front of it
     Mode(super::mode::ModeArgs),
     /// Show one network with its ports
     Show {

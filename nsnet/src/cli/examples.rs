@@ -51,6 +51,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
     (
         "network mode",
         &[
+            ("nsnet network mode v-net-0", "where its frames are forwarded, and why"),
             ("nsnet network mode v-net-0 xdp", "where its namespaces send frames of XDP"),
             ("nsnet network mode v-net-0 tc --uplink auto", "what comes in, where the NIC is made for it"),
         ],

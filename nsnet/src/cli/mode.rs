@@ -20,8 +20,9 @@ use crate::model::state::State;
 pub(super) struct ModeArgs {
     /// The network
     name: Name,
-    /// What its namespaces send: at TC, at XDP as far as possible, or as fits, which is TC
-    #[arg(value_name = "tc|xdp|auto", required_unless_present = "uplink")]
+    /// What its namespaces send: at TC, at XDP as far as possible, or as fits, which is TC. With neither this nor
+    /// --uplink it is told what is so now
+    #[arg(value_name = "tc|xdp|auto")]
     mode: Option<Mode>,
     /// What comes in by its uplinks: at TC, at XDP as far as possible, or at XDP where the device is made for it
     #[arg(long, value_name = "tc|xdp|auto")]
@@ -29,13 +30,19 @@ pub(super) struct ModeArgs {
 }
 
 pub(super) fn run(host: &Host, format: Format, args: &ModeArgs) -> Answer {
-    let state = with_progress(&format!("changing the mode of {}", args.name), || {
-        host.change_and_repair(
-            |state| Ok(state.set_modes(&args.name, args.mode, args.uplink)?),
-            |_state, _network| Scope::Nothing,
-        )
-    })?
-    .new;
+    let state = if args.mode.is_none() && args.uplink.is_none() {
+        let state = host.state()?;
+        state.network(&args.name)?;
+        state
+    } else {
+        let change = with_progress(&format!("changing the mode of {}", args.name), || {
+            host.change_and_repair(
+                |state| Ok(state.set_modes(&args.name, args.mode, args.uplink)?),
+                |_state, _network| Scope::Nothing,
+            )
+        });
+        change?.new
+    };
     output::print(format, &table(host, &state, &args.name)?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -61,16 +61,19 @@ pub(super) fn status(host: &Host, format: Format) -> Answer {
             "steps": apply::to_json(&changes),
         }))?,
         Format::Table => {
+            let counted = [
+                (state.networks.len(), "network", "s"),
+                (state.namespaces.len(), "namespace", "s"),
+                (state.attachments.len(), "attachment", "s"),
+                (state.cables.len(), "cable", "s"),
+                (state.routes.len(), "route", "s"),
+                (state.uplinks.len(), "uplink", "s"),
+                (state.publishes.len(), "publish", "es"),
+            ]
+            .map(|(count, what, more)| format!("{count} {what}{}", if count == 1 { "" } else { more }));
             output::line(&format!(
-                "{} networks, {} namespaces, {} attachments, {} cables, {} routes, {} uplinks, {} publishes; \
-                 dataplane {dataplane}{}",
-                state.networks.len(),
-                state.namespaces.len(),
-                state.attachments.len(),
-                state.cables.len(),
-                state.routes.len(),
-                state.uplinks.len(),
-                state.publishes.len(),
+                "{}; dataplane {dataplane}{}",
+                counted.join(", "),
                 build.map(|build| format!(" (build {}, nsnet {})", build.id, build.version)).unwrap_or_default(),
             ))?;
             if is_upgrade_due {

@@ -36,15 +36,15 @@ pub(super) fn run(host: &Host, format: Format, args: &UpgradeArgs) -> Answer {
             row("current", build.clone(), build, json!(0), [json!(0), json!([]), json!([])]);
         }
         Outcome::Upgraded(done) => {
-            let (kept, copied, emptied) = done.plan.summary();
-            let before = done.from.as_ref().map(|build| build.id.to_string());
+            let (kept, copied, emptied) = done.programs.plan.summary();
+            let before = done.programs.from.as_ref().map(|build| build.id.to_string());
             let maps = [json!(kept), json!(copied), json!(emptied)];
-            row("upgraded", json!(done.to.to_string()), json!(before), json!(done.hooks), maps);
+            row("upgraded", json!(done.programs.to.to_string()), json!(before), json!(done.hooks), maps);
         }
     }
     output::print_one(format, &table)?;
     if let Outcome::Upgraded(done) = &outcome {
-        for loss in done.plan.losses() {
+        for loss in done.programs.plan.losses() {
             output::note(&format!("lost: {loss}"));
         }
     }

@@ -215,14 +215,13 @@ impl Seat {
         Ok(!ours.is_empty())
     }
 
-    /// The filters at the hook that bear the program's name.
+    /// The filters at the hook.
     fn filters(&self, netlink: &Netlink) -> Result<Vec<BpfFilter>> {
         let Ok(index) = if_nametoindex(self.interface.as_str()) else { return Ok(Vec::new()) };
-        let filters = match self.hook.attach_type() {
-            TcAttachType::Egress => netlink.bpf_filters_at_egress(index)?,
-            TcAttachType::Ingress | TcAttachType::Custom(_) => netlink.bpf_filters(index)?,
-        };
-        Ok(filters.into_iter().filter(|filter| filter.name == self.program()).collect())
+        match self.hook.attach_type() {
+            TcAttachType::Egress => netlink.bpf_filters_at_egress(index),
+            TcAttachType::Ingress | TcAttachType::Custom(_) => netlink.bpf_filters(index),
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::alive;
 use super::dataplane::Dataplane;
 use super::error::{KernelError, Result};
@@ -140,7 +142,10 @@ impl Host {
 
     /// A member namespace, which must not be the host's own.
     pub fn member(&self, name: &str) -> Result<NetNs> {
-        let ns = NetNs::named(name)?;
+        let ns = NetNs::named(name).map_err(|error| match error.errno() {
+            Some(Errno::ENOENT) => error.with_remedy("`nsnet ns add` makes it"),
+            _ => error,
+        })?;
         if ns.id() == self.ns.id() {
             return Err(KernelError::refused(format!("use namespace {name}"), "it is the one that acts as host"));
         }
@@ -235,6 +240,16 @@ impl Host {
         self.prepare(store.load()?.state, edit, look)
     }
 
+    /// The same for pins that another nsnet keeps otherwise: they are not read, and what the kernel has is thought to be
+    /// as it was left.
+    pub fn preview_unread<T>(
+        &self,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
+        let store = Store::shared(&self.key, self.on_note)?;
+        self.compare(store.load()?.state, edit, |_state, _answer| Scope::Nothing)
+    }
+
     /// Puts right whatever of the state is not as it should be in the kernel, and says what it was. Nothing is changed
     /// when nothing differs. What cannot be put right is told by `status` again.
     pub fn repair(&self) -> std::result::Result<Change<()>, anyhow::Error> {
@@ -248,6 +263,15 @@ impl Host {
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
         self.check_pins()?;
+        self.compare(old, edit, look)
+    }
+
+    fn compare<T>(
+        &self,
+        old: State,
+        edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
+        look: impl FnOnce(&State, &T) -> Scope,
+    ) -> std::result::Result<Change<T>, anyhow::Error> {
         let mut new = old.clone();
         let answer = edit(&mut new)?;
         let scope = look(&new, &answer);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use aya::maps::{MapData, MapInfo, MapType, ProgramArray};
-use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier};
+use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_map_type;
 use nix::errno::Errno;
@@ -108,6 +108,7 @@ impl Object {
     }
 
     fn open(&self, features: Features, secret: u64, purpose: Purpose<'_>) -> Result<Ebpf> {
+        check_kernel()?;
         let cookie = NetNs::current()?.cookie()?;
         let switches = switches(features);
         let sends_copies = u8::from(!matches!(purpose, Purpose::Copy));
@@ -159,6 +160,18 @@ impl Object {
         }
         Ok(ebpf)
     }
+}
+
+/// The loader tries what the kernel can do, and takes any failure, if only for want of memory, for a no: programs without
+/// names and maps of another form would be loaded then, and the rest be refused with a riddle.
+fn check_kernel() -> Result<()> {
+    let found = aya::features();
+    let has_functions = found.btf().is_some_and(aya_obj::btf::BtfFeatures::btf_func);
+    if found.bpf_name() && found.bpf_global_data() && found.devmap_prog_id() && has_functions {
+        return Ok(());
+    }
+    let why = "the kernel failed when the loader tried what those since Linux 5.8 can do";
+    Err(KernelError::refused("load the dataplane", why).with_remedy("run it again: memory may have been short"))
 }
 
 /// The object without what tells the source lines of its instructions: reading them takes aya 10 ms, in each verb.
@@ -285,6 +298,21 @@ pub fn program_in<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 
 pub(super) fn missing(kind: &str, name: &str) -> KernelError {
     KernelError::refused(format!("find {kind} {name}"), "the eBPF object does not have it")
+}
+
+/// Whether a loaded program works with maps called as ours are, and of the form of ours, which the first program at an
+/// uplink cannot do without. A name of its own anybody may choose; this holds for other builds of ours, too.
+pub(super) fn has_our_maps(program: u32) -> Result<bool> {
+    let Some(info) = loaded_programs().flatten().find(|info| info.id() == program) else { return Ok(false) };
+    let ids = info.map_ids().map_err(|error| refused("read which maps a program uses", error))?.unwrap_or_default();
+    let maps: Vec<MapInfo> = ids.into_iter().filter_map(|id| MapInfo::from_id(id).ok()).collect();
+    let definitions = Object::own()?.definitions()?;
+    let is_there = |name: &str| {
+        let ours = maps.iter().filter(|map| map.name_as_str() == Some(name));
+        let found = ours.map(Definition::of_loaded).collect::<Result<Vec<_>>>()?;
+        Ok(definitions.get(name).is_some_and(|wanted| found.iter().any(|found| found.holds_what(wanted))))
+    };
+    [names::UPLINKS, names::PORTS, names::STAGES].into_iter().try_fold(true, |all, name| Ok(all && is_there(name)?))
 }
 
 /// `BPF_F_RDONLY_PROG` (include/uapi/linux/bpf.h).

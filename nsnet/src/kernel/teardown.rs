@@ -8,6 +8,7 @@ use super::publish::PublishMaps;
 use super::reserved;
 use super::signals::Uninterrupted;
 use super::store::Store;
+use super::uplink;
 use crate::model::plan::{Reservation, Step, plan};
 use crate::model::ports::{PortRange, PortSet};
 use crate::model::state::State;
@@ -99,10 +100,9 @@ impl Host {
                 self.netlink.delete_link(link.index)?;
                 continue;
             }
-            for filter in self.netlink.bpf_filters(link.index)? {
-                if filter.name == names::FROM_UPLINK {
-                    self.netlink.remove_filter(link.index, &filter)?;
-                }
+            if uplink::remove_filters(self, link.index)? {
+                let what = format!("the filter {} on {} is not nsnet's", names::FROM_UPLINK, link.name);
+                (self.on_note)(&format!("{what}: it is left as it is"));
             }
         }
         self.dataplane.unload()

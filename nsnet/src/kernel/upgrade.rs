@@ -60,14 +60,40 @@ pub enum Outcome {
 /// What was done.
 #[derive(Clone, Debug)]
 pub struct Upgraded {
-    /// What was there; `None` when it did not tell.
-    pub from: Option<Build>,
-    /// What is there.
-    pub to: BuildId,
+    /// Which programs came for which.
+    pub programs: Replacement,
     /// Programs at hooks that were replaced.
     pub hooks: usize,
-    /// What became of the maps.
+}
+
+/// Programs in the place of others.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    /// What was there; `None` when it did not tell.
+    pub from: Option<Build>,
+    /// What comes.
+    pub to: BuildId,
+    /// What becomes of the maps.
     pub plan: Plan,
+}
+
+impl Replacement {
+    /// Of what is loaded, by `object`. What cannot be replaced is refused: nothing is changed here.
+    fn of(host: &Host, object: &Object, allowed: Allowed) -> Result<Self> {
+        let old = host.dataplane.pins();
+        old.check_owner()?;
+        // Others than these may be missing: what is there is about to go, but what is to be taken back must be what it
+        // seems.
+        old.check_programs(&[names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK])?;
+        let plan = Plan::new(old, object.definitions()?, &CONVERSIONS)?;
+        if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
+            let why = format!("this nsnet keeps them in another form, and what is there would be lost: {loss}");
+            return Err(
+                KernelError::refused("upgrade", why).with_remedy("`nsnet upgrade --allow-loss` does it all the same")
+            );
+        }
+        Ok(Self { from: old.build()?, to: object.build(host.features), plan })
+    }
 }
 
 /// Whether other programs than this nsnet's are loaded.
@@ -79,6 +105,18 @@ pub fn is_due(host: &Host) -> Result<bool> {
     Ok(host.dataplane.build()?.is_none_or(|build| build.id != here))
 }
 
+/// What [`upgrade`] would do to other programs than this nsnet's; `None` when there are none. What it would refuse is
+/// refused, programs that are no good among it, and nothing is changed.
+pub fn preview(host: &Host) -> Result<Option<Replacement>> {
+    let _still = Store::shared(&host.key, host.on_note)?;
+    if !is_due(host)? {
+        return Ok(None);
+    }
+    let programs = Replacement::of(host, Object::own()?, Allowed::default())?;
+    trial(host.features)?;
+    Ok(Some(programs))
+}
+
 /// Replaces the programs of `host` by this nsnet's.
 pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
     let store = Store::locked(&host.key, host.on_note)?;
@@ -88,29 +126,20 @@ pub fn upgrade(host: &Host, allowed: Allowed) -> Result<Outcome> {
         return Ok(Outcome::NotLoaded);
     }
     let (old, object) = (host.dataplane.pins(), Object::own()?);
-    let (from, to) = (old.build()?, object.build(host.features));
-    old.check_owner()?;
-    // Others than these may be missing: what is there is about to go, but what is to be taken back must be what it seems.
-    old.check_programs(&[names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK])?;
-    let plan = Plan::new(old, object.definitions()?, &CONVERSIONS)?;
+    let programs = Replacement::of(host, object, allowed)?;
+    let (from, to, plan) = (&programs.from, programs.to, &programs.plan);
     if !allowed.same && from.as_ref().is_some_and(|from| from.id == to) && old.check(object, to).is_ok() {
         return Ok(Outcome::Current(to));
-    }
-    if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
-        let why = format!("this nsnet keeps them in another form, and what is there would be lost: {loss}");
-        return Err(
-            KernelError::refused("upgrade", why).with_remedy("`nsnet upgrade --allow-loss` does it all the same")
-        );
     }
     trial(host.features)?;
     let seats = seats(host, &state)?;
     let new = host.dataplane.draft().pins().clone();
     let secret = from.as_ref().map_or_else(random, |build| Ok(build.secret))?;
-    let prepared = prepare(host, &seats, object, secret, &plan);
+    let prepared = prepare(host, &seats, object, secret, plan);
     let mut ebpf = prepared.or_else(|error| taken_back(error, new.remove()))?;
-    let replaced = replace(host, &seats, &plan, &mut ebpf).or_else(|error| taken_back(error, settle(host, &state)))?;
+    let replaced = replace(host, &seats, plan, &mut ebpf).or_else(|error| taken_back(error, settle(host, &state)))?;
     finish(&new, &seats, replaced.copies)?;
-    Ok(Outcome::Upgraded(Upgraded { from, to, hooks: replaced.hooks, plan }))
+    Ok(Outcome::Upgraded(Upgraded { hooks: replaced.hooks, programs }))
 }
 
 fn taken_back<T>(error: KernelError, outcome: Result<()>) -> Result<T> {

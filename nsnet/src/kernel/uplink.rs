@@ -12,6 +12,7 @@ use super::error::Result;
 use super::host::Host;
 use super::link::Link;
 use super::maps::{Maps, found, gone};
+use super::object::has_our_maps;
 use super::observe::port_differences;
 use super::xdp;
 use crate::model::drift::Difference;
@@ -102,17 +103,25 @@ pub(crate) fn delete(host: &Host, uplink: &Uplink) -> Result<()> {
 
 fn take_off(host: &Host, uplink: &Uplink) -> Result<()> {
     host.dataplane.detach_and_wait(uplink.port())?;
-    let ours = if host.dataplane.loaded()? { Some(host.dataplane.program_id(names::FROM_UPLINK)?) } else { None };
-    for filter in host.netlink.bpf_filters(uplink.ifindex)? {
-        // The name alone is less certain, but all there is when somebody removed the pins.
-        if filter.name == names::FROM_UPLINK && ours.is_none_or(|id| id == filter.program) {
-            host.netlink.remove_filter(uplink.ifindex, &filter)?;
-        }
-    }
+    remove_filters(host, uplink.ifindex)?;
     if uplink.made_qdisc {
         host.netlink.remove_empty_clsact(uplink.ifindex)?;
     }
     Ok(())
+}
+
+/// Removes our filters from an interface, also those of a dataplane whose pins are gone. `Ok(true)` when there is one of
+/// somebody else's that has the name of ours: it stays.
+pub(crate) fn remove_filters(host: &Host, ifindex: u32) -> Result<bool> {
+    let mut others = false;
+    for filter in host.netlink.bpf_filters(ifindex)?.iter().filter(|filter| filter.name == names::FROM_UPLINK) {
+        if has_our_maps(filter.program)? {
+            host.netlink.remove_filter(ifindex, filter)?;
+        } else {
+            others = true;
+        }
+    }
+    Ok(others)
 }
 
 /// Where what comes in by an uplink is forwarded, and why there.
