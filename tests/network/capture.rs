@@ -174,7 +174,7 @@ fn drops_with_their_reason() -> Result<()> {
         g1.socket.send(frame)?;
     }
     let count = || Ok(growth(&before, &bed.drops()?).values().sum::<u64>() >= frames.len() as u64);
-    until(SECOND, count).ok();
+    until(5 * SECOND, count).ok();
     let counted = growth(&before, &bed.drops()?);
     let shots = film.end()?;
     let mut told: BTreeMap<(String, String), u64> = BTreeMap::new();
