@@ -358,13 +358,13 @@ fn two_at_once_and_one_that_is_killed() -> Result<()> {
     talk()?;
     film.signal(Signal::SIGKILL)?;
     ensure!(!film.wait()?.0.success(), "it was not killed");
-    // What was written is whole, up to the last packet.
-    shots(film.path())?;
     // A lease, which the programs take back when it has run out.
     let now = || nsnet::kernel::capture::monotonic();
     let host = bed.lab.ns("host")?;
     let lease = || nsnet::kernel::capture::lease(&host);
     ensure!(lease()? > now()?, "it is not on");
+    // What was written is whole, up to the last packet.
+    shots(film.path())?;
     talk()?;
     until(10 * SECOND, || {
         talk()?;
