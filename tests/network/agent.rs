@@ -143,6 +143,8 @@ fn traffic_does_not_notice_its_death() -> Result<()> {
                 let outcome = bed.at("c1").run(|| udp::exchange(echo.addr(), 64, 20, 2 * SECOND))?;
                 total.sent += outcome.sent;
                 total.echoed += outcome.echoed;
+                // And takes a port of its namespace's quota.
+                thread::sleep(SECOND / 200);
             }
             anyhow::Ok(total)
         });
@@ -178,7 +180,7 @@ fn it_never_waits_for_a_verb() -> Result<()> {
     while began.elapsed() < 2 * SECOND {
         let asked = Instant::now();
         agent.get("/healthz")?;
-        ensure!(asked.elapsed() < SECOND / 2, "health took {:?}", asked.elapsed());
+        ensure!(asked.elapsed() < PATIENCE / 2, "health took {:?}", asked.elapsed());
     }
     assert_eq!(netlink.addresses(link)?.len(), 0, "it repairs while another verb is under way");
     assert!(agent.figures()?.value("nsnet_agent_busy_total", &[])? > 0.0);
@@ -209,7 +211,7 @@ fn it_never_waits_for_a_verb() -> Result<()> {
 /// sd_notify(3): what systemd waits for, and by what it knows that the agent lives.
 #[test]
 fn it_tells_systemd() -> Result<()> {
-    const WATCHDOG: Duration = Duration::from_secs(2);
+    const WATCHDOG: Duration = Duration::from_secs(4);
     let bed = Bed::new(V4, &["red"])?;
     let path = Scratch(std::env::temp_dir().join(format!("nsnet-notify-test-{}", std::process::id())));
     let systemd = UnixDatagram::bind(&path.0)?;
@@ -236,7 +238,7 @@ fn it_tells_systemd() -> Result<()> {
     let all = heard.concat();
     assert_eq!(all.matches("READY=1").count(), 1, "{heard:?}");
     assert!(all.contains("STATUS=all is as it should be"), "{heard:?}");
-    assert!((4..=8).contains(&all.matches("WATCHDOG=1").count()), "{heard:?}");
+    assert!((3..=8).contains(&all.matches("WATCHDOG=1").count()), "{heard:?}");
 
     // Without the reason being ours, the status says what is wrong.
     let red = bed.at("red");

@@ -35,7 +35,7 @@ fn figures_are_those_of_the_verbs() -> Result<()> {
     // A drop, and a hit that nobody answers.
     spoof(&bed, &g1, &at_wan)?;
     at_wan.send(&Packet::udp(at_wan.endpoint(false, 5000), "192.168.1.1:8080".parse()?, b"knock"))?;
-    until(SECOND, || Ok(bed.lab.json("publish list")?[0]["hits"] == 1))?;
+    until(PATIENCE, || Ok(bed.lab.json("publish list")?[0]["hits"] == 1))?;
 
     // Kernels talk to neighbours at times: what is compared is read until nothing has come between.
     let verbs = || Ok::<_, anyhow::Error>([bed.lab.json("stats")?, bed.lab.json("drops")?]);

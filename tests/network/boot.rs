@@ -208,7 +208,7 @@ fn succeeds(lab: &Lab, disk: &str, script: &str) -> Result<()> {
     ensure!(output.status.success(), "on {disk}: {}", String::from_utf8_lossy(&output.stderr));
     // The pins went with the shell, and the programs with them, a moment later.
     let is_as_before = || Ok(World::of(lab)?.check_similar(&before).is_ok());
-    until(std::time::Duration::from_secs(2), is_as_before).with_context(|| {
+    until(std::time::Duration::from_secs(10), is_as_before).with_context(|| {
         format!("on {disk}: {}", World::of(lab).map_or_else(|error| error.to_string(), |now| before.difference(&now)))
     })?;
     Ok(())

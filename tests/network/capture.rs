@@ -174,7 +174,7 @@ fn drops_with_their_reason() -> Result<()> {
         g1.socket.send(frame)?;
     }
     let count = || Ok(growth(&before, &bed.drops()?).values().sum::<u64>() >= frames.len() as u64);
-    until(SECOND, count).ok();
+    until(5 * SECOND, count).ok();
     let counted = growth(&before, &bed.drops()?);
     let shots = film.end()?;
     let mut told: BTreeMap<(String, String), u64> = BTreeMap::new();
@@ -358,13 +358,13 @@ fn two_at_once_and_one_that_is_killed() -> Result<()> {
     talk()?;
     film.signal(Signal::SIGKILL)?;
     ensure!(!film.wait()?.0.success(), "it was not killed");
-    // What was written is whole, up to the last packet.
-    shots(film.path())?;
     // A lease, which the programs take back when it has run out.
     let now = || nsnet::kernel::capture::monotonic();
     let host = bed.lab.ns("host")?;
     let lease = || nsnet::kernel::capture::lease(&host);
     ensure!(lease()? > now()?, "it is not on");
+    // What was written is whole, up to the last packet.
+    shots(film.path())?;
     talk()?;
     until(10 * SECOND, || {
         talk()?;

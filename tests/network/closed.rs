@@ -47,7 +47,7 @@ fn escapes(bed: &Bed) -> Result<Vec<&'static str>> {
     let servers = host.run(|| {
         let bind = |any: IpAddr| -> Result<UdpSocket> {
             let socket = UdpSocket::bind((any, 7777))?;
-            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
             Ok(socket)
         };
         // The IPv6 socket takes IPv4, too.
@@ -81,7 +81,7 @@ fn escapes(bed: &Bed) -> Result<Vec<&'static str>> {
         arrived.push("at the host");
     }
     let is_ours = |bytes: &[u8]| bytes.windows(MARK.len()).any(|part| part == MARK);
-    let moment = Duration::from_millis(50);
+    let moment = Duration::from_millis(300);
     for (place, socket) in [("at wan", &wan), ("at blue", &blue)] {
         if socket.receive(moment, |frame| is_ours(&frame.bytes))?.is_some() {
             arrived.push(place);
@@ -117,7 +117,7 @@ fn take_off(bed: &Bed, name: &str) -> Result<()> {
         let (_revision, programs) = SchedClassifier::query_tcx(&red.port, TcAttachType::Ingress)?;
         Ok(programs.iter().filter_map(ProgramInfo::name_as_str).any(|other| other == name))
     };
-    until(Duration::from_secs(2), || Ok(!host.run(is_on)??)).map(|_took| ())
+    until(Duration::from_secs(10), || Ok(!host.run(is_on)??)).map(|_took| ())
 }
 
 fn fails_closed(missing: Option<&str>) -> Result<()> {

@@ -244,7 +244,7 @@ impl Verb<'_> {
     /// What is as it was before, or will be in a moment: the kernel takes a program off some time after its link's end.
     fn check_as(&self, before: &World) -> Result<()> {
         let is_as_before = || Ok(World::of(self.lab)?.check_similar(before).is_ok());
-        match until(Duration::from_secs(2), is_as_before) {
+        match until(Duration::from_secs(10), is_as_before) {
             Ok(_after) => Ok(()),
             Err(_late) => World::of(self.lab)?.check_similar(before),
         }

@@ -1,11 +1,13 @@
 //! Many verbs at once on one host.
 
 use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nsnet::kernel::store::RUN;
 use nsnet::lab::Lab;
 
@@ -55,12 +57,21 @@ fn who_waits_says_for_whom() -> Result<()> {
     for (verb, is_silent) in [(&["ns", "add", "@blue"][..], false), (&["ns", "list"], true), (&["status"], false)] {
         let lock = File::options().write(true).create(true).truncate(false).open(&path)?;
         lock.lock()?;
-        let child = start(&lab, verb)?;
-        std::thread::sleep(Duration::from_millis(1600));
+        let mut child = start(&lab, verb)?;
+        let mut stderr = BufReader::new(child.stderr.take().context("no stderr")?);
+        // The lock is held until the verb has said so, or has ended without it; and not for ever.
+        let (told, heard) = channel();
+        let reader = std::thread::spawn(move || {
+            let mut said = String::new();
+            let first = stderr.read_line(&mut said);
+            told.send(()).ok();
+            first.and_then(|_length| stderr.read_to_string(&mut said)).map(|_length| said)
+        });
+        heard.recv_timeout(Duration::from_secs(20)).ok();
         drop(lock);
         let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "{verb:?}: {output:?}");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = reader.join().expect("no panic")?;
+        ensure!(output.status.success(), "{verb:?}: {output:?}, {said}");
         if is_silent {
             assert_eq!(said, "", "{verb:?} needs no lock");
         } else {

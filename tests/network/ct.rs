@@ -342,7 +342,7 @@ fn watch_tells_of_each_change() -> Result<()> {
     let mut lines = BufReader::new(running.0.stdout.take().context("no stdout")?).lines();
     let mut next = || -> Result<Value> { Ok(serde_json::from_str(&lines.next().context("it ended")??)?) };
     // It tells nothing of what was there when it began, so it is to have begun.
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_secs(3));
     let red = bed.at("red").v4.to_string();
     let mut flow = tables.flow(IpProtocol::TCP, (&red, 8), ("198.51.100.1", 8), ("192.0.2.7", 80));
     tables.insert(false, &flow)?;

@@ -10,7 +10,7 @@ use nsnet_common::wire::Mac;
 use super::packet::{ICMPV6, Packet};
 
 /// How long to wait for a packet that must come.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for one that must not, once it is known what became of it.
 const STRAGGLERS: Duration = Duration::from_millis(20);
 

@@ -31,6 +31,7 @@ use nsnet_common::wire::Mac;
 use super::bed::{Bed, DUAL, lab};
 use super::dump::{Dumper, differences};
 use super::explain_frames::{Frames, Scene, WAN};
+use super::shot::on_one_cpu;
 
 /// Where frames came out, and what they were.
 type Arrivals = Vec<(String, Vec<u8>)>;
@@ -61,22 +62,25 @@ type Counts = BTreeMap<(PortId, String), (i64, i64)>;
 fn a_thousand_random_packets_are_what_was_said() -> Result<()> {
     let (bed, scene) = stage()?;
     let sockets = sockets(&bed)?;
-    let told = bed.lab.within("host", || -> Result<_> {
-        let mut run = Run::new(&scene, &sockets)?;
-        let mut frames = Frames::new(SEED, scene.clone());
-        for number in 0..COUNT {
-            let (kind, from, frame) = frames.next_frame();
-            let what = format!("packet {number} of seed {SEED}, {kind}, from {from}: {}", hex(&frame));
-            let arrivals = run.explain_and_send(&from, frame.clone()).context(what)?;
-            for (to, bytes) in arrivals {
-                frames.learn(&from, &frame, &to, &bytes);
+    // From one CPU, so that they arrive in their order.
+    let told = bed.lab.within("host", || {
+        on_one_cpu(|| {
+            let mut run = Run::new(&scene, &sockets)?;
+            let mut frames = Frames::new(SEED, scene.clone());
+            for number in 0..COUNT {
+                let (kind, from, frame) = frames.next_frame();
+                let what = format!("packet {number} of seed {SEED}, {kind}, from {from}: {}", hex(&frame));
+                let arrivals = run.explain_and_send(&from, frame.clone()).context(what)?;
+                for (to, bytes) in arrivals {
+                    frames.learn(&from, &frame, &to, &bytes);
+                }
+                if number % BATCH == BATCH - 1 {
+                    run.check_arrivals().with_context(|| format!("up to packet {number} of seed {SEED}"))?;
+                }
             }
-            if number % BATCH == BATCH - 1 {
-                run.check_arrivals().with_context(|| format!("up to packet {number} of seed {SEED}"))?;
-            }
-        }
-        run.check_arrivals()?;
-        Ok(run.told)
+            run.check_arrivals()?;
+            Ok(run.told)
+        })
     })??;
     let total: usize = told.values().sum();
     println!("{total} frames came to what was said: {told:#?}");

@@ -29,9 +29,7 @@ fn carry_pieces(from: &End, packet: &Packet, order: [usize; 3], to: &End) -> Res
     }
     let mut parts = Vec::new();
     loop {
-        let part = to
-            .receive(Duration::from_millis(300))?
-            .with_context(|| format!("order {order:?}: only {parts:?} arrived"))?;
+        let part = to.receive(3 * SECOND)?.with_context(|| format!("order {order:?}: only {parts:?} arrived"))?;
         // A kernel may have put it together on the way.
         let whole = if part.fragment.is_none() { Some(part.clone()) } else { None };
         parts.push(part);

@@ -169,7 +169,7 @@ fn down_leaves_nothing() -> Result<()> {
     assert_eq!(World::of(&lab)?, before);
     // The kernel frees programs a grace period later.
     let is_loaded = || loaded_programs().flatten().any(|program| ids.contains(&program.id()));
-    until(Duration::from_secs(2), || Ok(!is_loaded())).context("the programs are still loaded")?;
+    until(Duration::from_secs(10), || Ok(!is_loaded())).context("the programs are still loaded")?;
     Ok(())
 }
 

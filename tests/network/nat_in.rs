@@ -169,7 +169,7 @@ fn a_server_that_is_not_there_is_told() -> Result<()> {
             let refused = refused.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
             assert_eq!(refused.map(std::io::Error::kind), Some(ErrorKind::ConnectionRefused));
             assert_eq!(bed.at(client).run(|| udp::exchange(to, 10, 1, SECOND))?.refused, 1);
-            assert!(start.elapsed() < SECOND, "only after {:?}", start.elapsed());
+            assert!(start.elapsed() < 2 * SECOND, "only after {:?}", start.elapsed());
         }
         at_wan.drain()?;
         let [udp, syn] = knocks(remote(v6, 9, 50000), 8080);
@@ -200,7 +200,7 @@ fn unpublished_is_refused_at_once() -> Result<()> {
         let socket = bed.at("wan").run(|| {
             let socket = UdpSocket::bind(SocketAddr::new(wan(v6), 0))?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+            socket.set_read_timeout(Some(SECOND))?;
             Ok(socket)
         })?;
         let mut buffer = [0; 16];
@@ -209,7 +209,7 @@ fn unpublished_is_refused_at_once() -> Result<()> {
         assert_eq!(bed.at("wan").run(|| tcp::fetch(to))?, "here");
         unpublish(&bed, "c1", "8080:80")?;
         let start = Instant::now();
-        assert!(bed.at("wan").run(|| tcp::fetch(to)).is_err() && start.elapsed() < SECOND, "TCP");
+        assert!(bed.at("wan").run(|| tcp::fetch(to)).is_err() && start.elapsed() < 2 * SECOND, "TCP");
         assert!(ask().is_err(), "the flow that was there goes on");
         assert_eq!((server.peers().len(), echo.peers().len()), (1, 1));
         publish(&bed, "c1", "8080:80")?;

@@ -19,7 +19,7 @@ fn datagram(end: &End, v6: bool, port: u16) -> Packet {
 
 /// Waits until the flow is over by its own clock.
 fn wait_for_end(bed: &Outside, packet: &Packet) -> Result<()> {
-    until(Duration::from_secs(5), || Ok(bed.flow_of(packet)?.is_none())).context("the flow does not end")?;
+    until(Duration::from_secs(15), || Ok(bed.flow_of(packet)?.is_none())).context("the flow does not end")?;
     Ok(())
 }
 
@@ -113,14 +113,14 @@ fn every_protocol_has_its_clock() -> Result<()> {
     };
     assert!(expires(&syn, "tcp")? <= 3 && expires(&ping, "icmp")? <= 2);
     // What ends after one second is gone while the others still live.
-    until(Duration::from_secs(4), || {
+    until(Duration::from_secs(15), || {
         let flows = bed.flows()?;
         let lives =
             |packet: &Packet| flows.iter().any(|flow| flow.source == packet.from() && flow.destination == packet.to());
         Ok(!lives(&begun) && !lives(&dns))
     })
     .context("those of one second")?;
-    until(Duration::from_secs(5), || Ok(bed.flows()?.is_empty())).context("all")?;
+    until(Duration::from_secs(15), || Ok(bed.flows()?.is_empty())).context("all")?;
     bed.drops_one(&g1, &Packet::tcp(client, server, ACK, 2, 8, b"late"), &[&at_wan], "no-connection")?;
     bed.drops_one(&at_wan, &Packet::tcp(server, external, ACK, 8, 2, b"late"), &[&g1, &at_wan], "no-mapping")?;
     Ok(())
@@ -169,7 +169,7 @@ fn a_new_address_is_followed() -> Result<()> {
     let uplink = netlink.existing_link("uplink")?.index;
     for (v6, old, new) in [(false, "192.168.1.1/24", "192.168.1.7/24"), (true, "fd01::1/64", "fd01::7/64")] {
         let echo = bed.at("wan").run(|| UdpEcho::start(SocketAddr::new(wan(v6), 0)))?;
-        let talk = || bed.at("c1").run(|| udp::exchange(echo.addr(), 50, 1, Duration::from_millis(500)));
+        let talk = || bed.at("c1").run(|| udp::exchange(echo.addr(), 50, 1, Duration::from_secs(3)));
         assert_eq!(talk()?.echoed, 1);
         let (client, server) = (g1.endpoint(v6, 20000), remote(v6, 1, 80));
         let external = g1.carry(&Packet::tcp(client, server, SYN, 1, 0, b""), &at_wan)?.from();
@@ -197,7 +197,7 @@ fn a_new_address_is_followed() -> Result<()> {
         bed.drops_one(&g1, &late, &[&at_wan], "address-changed no-connection")?;
         // A datagram of an old flow has the new address, now or with the next one.
         let mut seen = None;
-        until(Duration::from_secs(2), || {
+        until(Duration::from_secs(5), || {
             g1.send(&udp)?;
             seen = at_wan.receive(100 * MILLISECOND)?.filter(|packet| packet.protocol == super::packet::UDP);
             Ok(seen.is_some())

@@ -32,7 +32,7 @@ fn with_right_checksums(bed: &Outside, work: impl FnOnce() -> Result<()>) -> Res
 }
 
 fn pings(bed: &Outside, from: &str, to: IpAddr) -> Result<u32> {
-    Ok(bed.at(from).run(|| ping(to, 2, 56, Duration::from_millis(500)))?.received)
+    Ok(bed.at(from).run(|| ping(to, 2, 56, SECOND))?.received)
 }
 
 /// The addresses that UDP and TCP servers on `name` see when `client` talks to them at `ip`.
@@ -236,7 +236,7 @@ fn the_host_goes_on_as_before() -> Result<()> {
         // A port that nobody has: at once, and by the host.
         let closed = SocketAddr::new(host(v6), 9);
         let start = std::time::Instant::now();
-        assert!(bed.at("wan").run(|| tcp::fetch(closed)).is_err() && start.elapsed() < SECOND);
+        assert!(bed.at("wan").run(|| tcp::fetch(closed)).is_err() && start.elapsed() < 2 * SECOND);
         assert_eq!(bed.at("wan").run(|| udp::exchange(closed, 10, 1, SECOND))?.refused, 1);
     }
     assert_eq!(bed.flows()?.len(), 0, "the host's own connections are tracked");
@@ -349,7 +349,8 @@ fn malformed_transport_headers_do_not_leak() -> Result<()> {
             at_wan.drain()?;
             g1.send(&packet)?;
             at_wan.assert_silent(&format!("flags {flags:#x}"))?;
-            super::bed::until(SECOND, || Ok(bed.drops()? != before)).with_context(|| format!("flags {flags:#x}"))?;
+            super::bed::until(5 * SECOND, || Ok(bed.drops()? != before))
+                .with_context(|| format!("flags {flags:#x}"))?;
             assert_eq!(bed.state_of(&packet)?, "none", "flags {flags:#x}");
         }
     }

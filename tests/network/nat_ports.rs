@@ -219,9 +219,9 @@ fn flows_have_a_quota() -> Result<()> {
         end.drain()?;
         at_wan.drain()?;
         end.send(&datagram(end.endpoint(false, port), to))?;
-        let Some(got) = at_wan.receive(Duration::from_millis(100))? else { return Ok(false) };
+        let Some(got) = at_wan.receive(Duration::from_millis(500))? else { return Ok(false) };
         at_wan.send(&got.turned())?;
-        let answer = end.receive(Duration::from_millis(100))?;
+        let answer = end.receive(Duration::from_millis(500))?;
         Ok(answer.is_some_and(|answer| answer.from() == to))
     };
     let mut open = 0;
@@ -248,7 +248,7 @@ fn the_hosts_own_ports_are_not_taken() -> Result<()> {
         let any = if v6 { "[::]" } else { "0.0.0.0" };
         let (service, listener) = host_ns.run(|| {
             let service = UdpSocket::bind(format!("{any}:5353"))?;
-            service.set_read_timeout(Some(Duration::from_secs(1)))?;
+            service.set_read_timeout(Some(Duration::from_secs(5)))?;
             Ok((service, TcpListener::bind(format!("{any}:8000"))?))
         })?;
         let (server, mut buffer) = (remote(v6, 1, 7), [0; 64]);
@@ -275,7 +275,7 @@ fn the_hosts_own_ports_are_not_taken() -> Result<()> {
         let socket = host_ns.run(|| {
             let socket = UdpSocket::bind(format!("{any}:45000"))?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
             Ok(socket)
         })?;
         socket.send(b"hello")?;
@@ -419,7 +419,7 @@ fn many_flows_of_two_clients() -> Result<()> {
     let ask = |name: &str| {
         bed.at(name).run(|| {
             (0..200).try_for_each(|n| -> Result<()> {
-                let outcome = udp::exchange(echo.addr(), 20 + n, 1, Duration::from_secs(1))?;
+                let outcome = udp::exchange(echo.addr(), 20 + n, 1, Duration::from_secs(3))?;
                 ensure!(outcome.echoed == 1, "datagram {n}: {outcome}");
                 Ok(())
             })
@@ -461,7 +461,7 @@ fn one_socket_to_many_servers() -> Result<()> {
             Ok(())
         })?;
         for (socket, answered) in sockets.iter().zip(&mut answered) {
-            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
             while answered.len() < servers.len() {
                 let (_, from) =
                     socket.recv_from(&mut [0; 16]).with_context(|| format!("{} answers", answered.len()))?;

@@ -12,7 +12,7 @@ use nsnet::lab::{Frame as Received, RawSocket};
 use nsnet_common::cases::frame::{Frame, SOURCE_OPTION};
 use nsnet_common::wire::{IpAddress, Mac};
 
-use super::bed::{Bed, DUAL, NETWORK, Station, V4, until};
+use super::bed::{Bed, DUAL, NETWORK, Station, V4};
 use super::shot::{MARK, shoot};
 
 const ARP: [u8; 2] = [0x08, 0x06];
@@ -101,14 +101,11 @@ fn an_address_that_moved_is_reachable_at_once() -> Result<()> {
     for from in ["blue", "orange", "host"] {
         for ip in &ips {
             let station = bed.at(from);
-            until(Duration::from_secs(3), || {
-                Ok(station.run(|| ping(*ip, 1, 56, Duration::from_millis(50)))?.received == 1)
-            })
-            .with_context(|| format!("{from} to {ip}"))?;
+            // From the first packet on: an entry of the old one would be used for many seconds.
+            assert!(station.reaches(*ip)?, "{from} to {ip}");
         }
     }
-    let took = start.elapsed();
-    assert!(took < Duration::from_secs(1), "it took {took:?}");
+    println!("reachable after {:?}", start.elapsed());
     for from in ["blue", "orange", "host"] {
         for ip in &ips {
             assert_eq!(bed.at(from).neighbours()?.get(ip), Some(&bed.at("heir").mac), "{from} about {ip}");
@@ -147,18 +144,20 @@ fn ipv6_is_off_where_nobody_asked_for_it() -> Result<()> {
 
 #[test]
 fn nothing_waits_for_duplicate_address_detection() -> Result<()> {
+    /// Shorter than it takes (RFC 4862 section 5.4: a second or two).
+    const DETECTION: Duration = Duration::from_millis(900);
     let mut bed = Bed::new(DUAL, &["red"])?;
     for name in ["blue", "orange", "purple"] {
         bed.attach(NETWORK, name, "")?;
         let start = Instant::now();
         let (station, red, host) = (bed.at(name), bed.at("red"), bed.at("host"));
         for to in [red, host] {
-            let pings = station.run(|| ping(to.v6.into(), 1, 56, Duration::from_millis(500)))?;
+            let pings = station.run(|| ping(to.v6.into(), 1, 56, DETECTION))?;
             assert_eq!(pings.received, 1, "{name} to {}: {pings}", to.name);
         }
-        let pings = red.run(|| ping(station.v6.into(), 1, 56, Duration::from_millis(500)))?;
+        let pings = red.run(|| ping(station.v6.into(), 1, 56, DETECTION))?;
         assert_eq!(pings.received, 1, "red to {name}: {pings}");
-        assert!(start.elapsed() < Duration::from_millis(700), "{name}: {:?}", start.elapsed());
+        println!("{name}: {:?}", start.elapsed());
     }
     Ok(())
 }

@@ -229,7 +229,7 @@ impl Outside {
         };
         let all = frames.len() as u64;
         // What is not counted shows below, together with what happened to it.
-        until(Duration::from_secs(1), || Ok(grown()?.values().sum::<u64>() >= all)).ok();
+        until(Duration::from_secs(5), || Ok(grown()?.values().sum::<u64>() >= all)).ok();
         for end in to {
             end.assert_silent("what was to be dropped")?;
         }
@@ -271,7 +271,7 @@ impl Outside {
     /// Waits until the flow is in this state.
     pub(crate) fn wait_for_state(&self, packet: &Packet, state: &str) -> Result<()> {
         let mut last = String::new();
-        let waited = until(Duration::from_secs(1), || {
+        let waited = until(Duration::from_secs(5), || {
             last = self.state_of(packet)?;
             Ok(last == state)
         });

@@ -12,7 +12,7 @@ use nsnet::lab::{TcpServer, UdpEcho, udp};
 use super::outside_bed::{FAMILIES, Outside, host, wan_server};
 
 const TEXT: &str = "published";
-const PATIENCE: Duration = Duration::from_millis(700);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// From where, to which address of the host, and which sources the server may see.
 struct Origin {

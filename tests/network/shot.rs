@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use nsnet::lab::RawSocket;
 use nsnet_common::cases::frame::Frame;
 use nsnet_common::wire::Mac;
@@ -63,13 +65,13 @@ pub(crate) fn shoot(bed: &Bed, from: &str, frames: &[Vec<u8>]) -> Result<Shot> {
     let end = [END, &std::process::id().to_be_bytes(), &number].concat();
     let last = Frame::new(from.mac, Mac::BROADCAST).ipv4(from.v4.octets(), [255; 4]).udp(9, 9).append(&end).finish();
     let socket = from.run(|| RawSocket::open(&from.ifname))?;
-    for frame in frames.iter().chain([&last]) {
-        match socket.send(frame) {
+    on_one_cpu(|| {
+        frames.iter().chain([&last]).try_for_each(|frame| match socket.send(frame) {
             // The host is told when its own frame is dropped. What became of it is seen below.
-            Err(error) if from.name == from.network && error.downcast_ref() == Some(&Errno::ENOBUFS) => {}
-            sent => sent?,
-        }
-    }
+            Err(error) if from.name == from.network && error.downcast_ref() == Some(&Errno::ENOBUFS) => Ok(()),
+            sent => sent,
+        })
+    })?;
 
     let mut copies = BTreeMap::new();
     // Who is to hear the last frame first, so that there is nothing to wait for at the others.
@@ -97,6 +99,18 @@ pub(crate) fn shoot(bed: &Bed, from: &str, frames: &[Vec<u8>]) -> Result<Shot> {
     let drops = growth(&before, &bed.drops()?);
     let drops = drops.into_iter().filter(|((port, _), _)| *port == from.port);
     Ok(Shot { copies, drops: drops.map(|((_, reason), count)| (reason, count)).collect() })
+}
+
+/// Does `work` on one CPU: what is sent from another one meanwhile overtakes what waits at the first.
+pub(crate) fn on_one_cpu<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    sched_setaffinity(this, &here)?;
+    let done = work();
+    sched_setaffinity(this, &allowed)?;
+    done
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

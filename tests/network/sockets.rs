@@ -358,7 +358,7 @@ fn down_takes_the_hooks_off() -> Result<()> {
     assert!(!folder.exists());
     // Links release their programs in the background.
     let gone = || Ok(!loaded_programs().flatten().any(|program| ids.contains(&program.id())));
-    until(SECOND, gone).context("a program is still loaded")?;
+    until(10 * SECOND, gone).context("a program is still loaded")?;
     bed.at("host").run(|| Ok(TcpListener::bind(("0.0.0.0", PORT)).map(drop)?))
 }
 

@@ -86,10 +86,10 @@ fn unicast_reaches_one_port() -> Result<()> {
         // The host's kernel may refuse the protocol, and quote the packet to its sender.
         let receivers: Vec<&str> = shot.receivers().into_iter().filter(|name| *name != from).collect();
         assert_eq!(receivers, [target.name.as_str()], "from {from} to {to}");
-        // One thread sends on one CPU most of the time; two CPUs may swap a pair, which no switch can prevent.
         let arrived = shot.at(to);
         let swapped = arrived.iter().zip(&frames).filter(|(arrived, sent)| arrived != sent).count();
         assert_eq!(arrived.len(), frames.len(), "from {from} to {to}: lost or doubled");
+        // All are sent from one CPU; the kernel may move its own work all the same.
         assert!(swapped <= 30, "{swapped} of {} frames from {from} to {to} came out of order", frames.len());
     }
 

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 
 use super::dataplane::{self, refused};
 use super::error::{Doing as _, KernelError, Result};
+use super::file;
 use super::lock::{Lock, Sharing};
 use super::store::{self, BPFFS, RUN};
 
@@ -50,10 +51,7 @@ pub(crate) fn mark(host: &str) -> Result<()> {
 /// Takes the mark away; there need not be one.
 pub(crate) fn unmark(host: &str) -> Result<()> {
     let path = path_of(host);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
-        _ => Ok(()),
-    }
+    file::remove(&path).doing(|| format!("delete {}", path.display())).map(drop)
 }
 
 /// Removes what is left of hosts whose namespace is gone, and tells their names. Nothing while somebody else does so.

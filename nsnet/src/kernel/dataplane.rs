@@ -14,6 +14,7 @@ use nsnet_common::layout::{LAYOUT_VERSION, PortId, names};
 
 use super::error::{Doing as _, KernelError, Result};
 use super::features::Features;
+use super::file;
 pub use super::hooks::Hook;
 use super::hooks::{Order, Seat};
 use super::netlink::Netlink;
@@ -299,14 +300,7 @@ fn pins_of(bpffs: &Path, host: &str) -> Result<Vec<Pins>> {
 }
 
 pub(super) fn remove_link(pin: &Path) -> Result<()> {
-    // What is not there need not be removed; a file system that is read-only would refuse even that.
-    if !exists(pin)? {
-        return Ok(());
-    }
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(|| "remove a pinned link"),
-        _ => Ok(()),
-    }
+    file::remove(pin).doing(|| "remove a pinned link").map(drop)
 }
 
 /// An error of aya's, with the errno that lies at its bottom where there is one.

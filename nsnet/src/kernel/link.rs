@@ -4,18 +4,23 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nsnet_common::wire::Mac;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, State,
 };
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 
 use super::error::{KernelError, Result, unless};
 use super::netlink::Netlink;
 use super::netns::NetNs;
+
+/// How long the kernel may take to notice that both ends of a pair are up.
+const SETTLING: Duration = Duration::from_millis(500);
 
 /// An interface as the kernel describes it (RTM_NEWLINK).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it was set up (IFF_UP); whether it has a carrier is another question.
     pub up: bool,
+    /// Whether the kernel sends by it (IF_OPER_UP): it is up, and what is at its other end is, too.
+    pub runs: bool,
     /// Whether it carries Ethernet frames (ARPHRD_ETHER).
     pub is_ethernet: bool,
     /// Whether what comes in by it goes to another interface: a port of a bridge, bond or team. (A VRF only has it use
@@ -92,6 +99,17 @@ impl Netlink {
         request.header.flags = LinkFlags::Up;
         request.header.change_mask = LinkFlags::Up;
         self.set_link(index, request, format_args!("set interface {index} up"))
+    }
+
+    /// Waits until the kernel sends by an interface that is up. Of a veth that came up before its other end it is told by a
+    /// worker of its own, and what is sent before that is lost; since Linux 6.8 it is enough to ask. Where it does not
+    /// come about, as when somebody has set the other end down again, it goes on after half a second.
+    pub fn wait_until_running(&self, index: u32) -> Result<()> {
+        let asked = Instant::now();
+        while self.link_by_index(index)?.is_some_and(|link| !link.runs) && asked.elapsed() < SETTLING {
+            sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Sets the largest packet, in bytes without the Ethernet header.
@@ -164,6 +182,7 @@ fn read_link(message: &RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        runs: false,
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         is_enslaved: false,
         kind: None,
@@ -178,6 +197,7 @@ fn read_link(message: &RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(address) => link.mac = address.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::OperState(state) => link.runs = *state == State::Up,
             LinkAttribute::Link(peer) => link.peer_index = Some(*peer).filter(|&peer| peer != 0),
             LinkAttribute::LinkNetNsId(id) => link.peer_netnsid = Some(*id).filter(|&id| id >= 0),
             LinkAttribute::Xdp(about) => {

@@ -14,6 +14,7 @@ pub mod ethtool;
 pub mod exec;
 pub mod explain;
 pub mod features;
+mod file;
 pub mod flows;
 mod hooks;
 pub mod host;

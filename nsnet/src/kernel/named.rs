@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::error::{Doing, KernelError, Result};
+use super::file;
 use super::lock::{Sharing, in_turn};
 use super::netns::{NAMES, NetNs, path_of};
 
@@ -64,11 +65,7 @@ pub fn delete(name: &str) -> Result<bool> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(why) => return Err(KernelError::new(format_args!("unmount network namespace {name}"), why)),
     }
-    match fs::remove_file(&path) {
-        Ok(()) => Ok(true),
-        Err(why) if why.kind() == ErrorKind::NotFound => Ok(false),
-        Err(why) => Err(KernelError::new(format_args!("delete network namespace {name}"), why)),
-    }
+    file::remove(&path).doing(|| format!("delete network namespace {name}"))
 }
 
 /// The names in `/run/netns` behind which there really is a network namespace, sorted.

@@ -4,8 +4,6 @@
 //! programs of the host reach no published port: `nsnet doctor` tells so.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -21,6 +19,7 @@ use nsnet_common::wire::IpAddress;
 use super::cgroup;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
+use super::file;
 use super::host::Host;
 use super::maps::{all, gone};
 use crate::model::drift::Difference;
@@ -85,12 +84,7 @@ fn attach(ebpf: &mut Ebpf, name: &str, cgroup: &impl AsFd) -> Result<FdLink> {
 fn remove(root: &Path) -> Result<()> {
     for folder in ["links", "programs"] {
         for name in names::SOCKET_PROGRAMS {
-            match fs::remove_file(root.join(folder).join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).doing(|| format!("remove the pin {folder}/{name}"));
-                }
-                _ => {}
-            }
+            file::remove(&root.join(folder).join(name)).doing(|| format!("remove the pin {folder}/{name}"))?;
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing as _, KernelError, Result};
+use super::file;
 use super::lock::{Lock, Sharing};
 use crate::model::plan::Step;
 use crate::model::state::State;
@@ -211,10 +212,7 @@ pub(crate) fn check_private(path: &Path) -> Result<()> {
 
 /// Deletes a file; there need not be one.
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
-        _ => Ok(()),
-    }
+    file::remove(path).doing(|| format!("delete {}", path.display())).map(drop)
 }
 
 /// Deletes every file of the host `host`: of one that is gone.

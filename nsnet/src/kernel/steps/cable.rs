@@ -38,18 +38,20 @@ pub(super) fn add(host: &Host, cable: &Cable) -> Result<()> {
         let peer = VethSpec { name: &cable.b.interface, ..VethSpec::default() };
         in_a.create_veth(&end, &peer, Some(&b))?;
     }
-    for (ns, netlink, end) in [(&a, &in_a, &cable.a), (&b, &in_b, &cable.b)] {
-        configure(ns, netlink, end)?;
-    }
-    Ok(())
+    let first = configure(&a, &in_a, &cable.a)?;
+    let second = configure(&b, &in_b, &cable.b)?;
+    in_a.wait_until_running(first)?;
+    in_b.wait_until_running(second)
 }
 
-fn configure(ns: &NetNs, netlink: &Netlink, end: &CableEnd) -> Result<()> {
+/// Gives an end what it is to have, and sets it up; its index.
+fn configure(ns: &NetNs, netlink: &Netlink, end: &CableEnd) -> Result<u32> {
     let has_ipv6 = end.address.is_some_and(|address| address.addr().is_ipv6());
     ns.run(|| set_ipv6(&end.interface, has_ipv6))??;
     let link = netlink.existing_link(&end.interface)?;
     set_addresses(netlink, link.index, end.address.into_iter().map(Ok))?;
-    netlink.set_up(link.index)
+    netlink.set_up(link.index)?;
+    Ok(link.index)
 }
 
 /// Deleting one end deletes the other; either will do, in case one namespace is gone.

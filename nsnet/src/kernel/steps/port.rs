@@ -52,6 +52,8 @@ pub(super) fn attach(host: &Host, port: &Attachment, network: &Network) -> Resul
     set_addresses(&inside, inner.index, addresses)?;
     inside.set_loopback_up()?;
     inside.set_up(inner.index)?;
+    host.netlink.wait_until_running(outer.index)?;
+    inside.wait_until_running(inner.index)?;
     ns.run(|| announce(&port.inner, port.mac, &port.ips))?
 }
 
