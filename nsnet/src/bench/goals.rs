@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::peer::{Peer, Way};
 use super::result::{Axis, Cell, Load, Point, Quantity, Results};
+use super::run::MANY;
 use crate::lab::{Measure, Ratio};
 
 /// A goal and what became of it.
@@ -64,13 +65,18 @@ impl std::fmt::Display for Bound {
 impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Found { median, low, high } = self;
-        let digits = if *median >= 20.0 { 0 } else { 2 };
+        let digits = if *median >= 20.0 { 0 } else { digits(*median) };
         // One block gives no interval.
         if low == high || high.is_infinite() {
             return write!(f, "{median:.digits$}");
         }
         write!(f, "{median:.digits$} [{low:.digits$}–{high:.digits$}]")
     }
+}
+
+/// Behind the point: two, and four where two would say little.
+pub(super) fn digits(value: f64) -> usize {
+    if (0.0..0.1).contains(&value) && value > 0.0 { 4 } else { 2 }
 }
 
 impl From<Ratio> for Found {
@@ -201,15 +207,14 @@ impl Goals<'_> {
 
     fn costs(&mut self) {
         use Bound::AtMost;
-        // Of few objects the kernel's memory tells nothing: it is counted in pages.
         let figure = |of, peer, least| {
             self.results.figure(of, peer).filter(|figure| figure.count >= least).map(|figure| figure.value)
         };
-        let flow = figure(Quantity::FlowMemory, Peer::Nsnet, 10_000);
-        let port = figure(Quantity::PortMemory, Peer::Nsnet, 10_000);
+        let flow = figure(Quantity::FlowMemory, Peer::Nsnet, MANY);
+        let port = figure(Quantity::PortMemory, Peer::Nsnet, MANY);
         let attach = |peer| figure(Quantity::AttachTime, peer, 990);
         let attach = attach(Peer::Nsnet).zip(attach(Peer::Bridge));
-        let switched = figure(Quantity::SwitchedFlowMemory, Peer::Nsnet, 10_000);
+        let switched = figure(Quantity::SwitchedFlowMemory, Peer::Nsnet, MANY);
         self.add("bytes of kernel memory for a NAT flow", AtMost(288.0), flow);
         // Nothing, to the whole byte: something else of the kernel's moves meanwhile.
         self.add("bytes of kernel memory for a switched flow", AtMost(0.5), switched);
@@ -252,6 +257,8 @@ mod tests {
         assert!(Bound::AtMost(1.03).is_met(found) && !Bound::AtMost(1.02).is_met(found));
         assert_eq!(found.to_string(), "1.00 [0.97–1.03]");
         assert_eq!(Found::from(140.2).to_string(), "140");
+        assert_eq!(Found { median: 0.002, low: 0.001, high: 0.0033 }.to_string(), "0.0020 [0.0010–0.0033]");
+        assert_eq!(Found::from(0.0).to_string(), "0.00");
         assert_eq!(Bound::AtLeast(1.35).to_string(), "≥ 1.35");
     }
 

@@ -83,7 +83,7 @@ impl Effort {
     fn blocks(self) -> usize {
         match self {
             Effort::Smoke => 1,
-            Effort::Quick => 10,
+            Effort::Quick => 8,
             Effort::Full => 30,
         }
     }

@@ -25,9 +25,14 @@ const AROUND_SLOT: Duration = Duration::from_millis(12);
 const AROUND_INJECTED_SLOT: Duration = Duration::from_millis(80);
 /// Starting and ending a program.
 const AROUND_OUTER_SLOT: Duration = Duration::from_millis(200);
-/// About how long a peer takes to build, and a namespace to attach.
-const BUILD: Duration = Duration::from_millis(1_200);
-const ATTACH: Duration = Duration::from_millis(60);
+/// About how long a peer takes to build, and what it has to: a namespace, a published port, a flow.
+const BUILD: Duration = Duration::from_millis(600);
+const ATTACH: Duration = Duration::from_millis(30);
+const PUBLISH: Duration = Duration::from_micros(100);
+const ESTABLISH: Duration = Duration::from_micros(20);
+
+/// Of fewer objects the kernel's memory tells nothing: it is counted in pages.
+pub(super) const MANY: u64 = 10_000;
 
 /// Who wants to know how far it is.
 pub trait Progress {
@@ -157,7 +162,7 @@ impl Run<'_> {
                 Err(error) if matches!(peer, Peer::Direct | Peer::Nsnet) => return Err(error),
                 Err(error) => self.leave_out_unless_ended(peer.name().to_owned(), &error)?,
             }
-            self.clock.advance(BUILD)?;
+            self.clock.advance(BUILD + PUBLISH * u32::from(size.published))?;
         }
         Ok(sites)
     }
@@ -197,26 +202,17 @@ impl Run<'_> {
         })
     }
 
-    /// Measures a cell; a peer over which it fails is left out, and the others are measured without it.
+    /// Measures a cell over the peers that can be measured.
     fn cell(
         &mut self,
-        mut sites: Vec<(Peer, &Site)>,
-        mut measure: impl FnMut(&mut Self, &[(Peer, &Site)]) -> Result<Cell>,
+        sites: Vec<(Peer, &Site)>,
+        measure: impl FnMut(&mut Self, &[(Peer, &Site)]) -> Result<Cell>,
     ) -> Result<Cell> {
-        loop {
-            let error = match measure(self, &sites) {
-                Ok(cell) => return Ok(cell),
-                Err(error) => error,
-            };
-            let failed = error.downcast_ref::<Over>().and_then(|Over(name)| Peer::named(name));
-            match failed {
-                Some(peer) if !matches!(peer, Peer::Direct | Peer::DirectAgain | Peer::Nsnet) => {
-                    self.leave_out_unless_ended(self.clock.what.clone(), &error)?;
-                    sites.retain(|(other, _)| *other != peer);
-                }
-                _ => return Err(error),
-            }
-        }
+        let leave_out = |run: &mut Self, error: &anyhow::Error| {
+            let what = run.clock.what.clone();
+            run.leave_out_unless_ended(what, error)
+        };
+        without_failing(self, sites, measure, leave_out)
     }
 
     fn curves(&mut self, curves: &[Curve]) -> Result<()> {
@@ -252,12 +248,13 @@ impl Run<'_> {
             }
             if point.axis == Axis::Ports && *peer != Peer::Direct {
                 figure(Quantity::PublishTime, point.count, site.published_in.as_secs_f64());
-                figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
+                if point.count >= MANY {
+                    figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
+                }
             }
         }
-        // Of few flows the kernel's memory tells nothing: it is counted in pages. Before anything else, since what the
-        // kernel has been given back it keeps for the next flows.
-        if point.axis == Axis::Flows && point.count >= 10_000 {
+        // Before anything else, since what the kernel has been given back it keeps for the next flows.
+        if point.axis == Axis::Flows && point.count >= MANY {
             for (peer, site) in sites.iter().filter(|(peer, _)| **peer != Peer::Direct) {
                 self.flow_memory(*peer, site, point.count)?;
             }
@@ -286,6 +283,7 @@ impl Run<'_> {
                 continue;
             }
             self.clock.begin(format!("{flows} flows: {}, {}", of.name(), peer.name()))?;
+            self.clock.advance(ESTABLISH * flows as u32)?;
             match scale::flow_memory(site, way, &mut self.injector, flows as u32) {
                 Ok(value) => self.figures.push(Figure { of, peer, count: flows, value }),
                 Err(error) => self.leave_out_unless_ended(self.clock.what.clone(), &error)?,
@@ -307,6 +305,28 @@ impl Run<'_> {
                 format!("net.netfilter.nf_conntrack_max is {limit}; set it higher than {} to have it", point.count);
             self.leave_out(point.of(peer), why);
         }
+    }
+}
+
+/// Measures a cell; a peer over which it fails is left out, and the others are measured without it. `run` is handed to
+/// both closures.
+fn without_failing<R, S>(
+    run: &mut R,
+    mut sites: Vec<(Peer, S)>,
+    mut measure: impl FnMut(&mut R, &[(Peer, S)]) -> Result<Cell>,
+    mut leave_out: impl FnMut(&mut R, &anyhow::Error) -> Result<()>,
+) -> Result<Cell> {
+    loop {
+        let error = match measure(run, &sites) {
+            Ok(cell) => return Ok(cell),
+            Err(error) => error,
+        };
+        let failed = error.downcast_ref::<Over>().and_then(|Over(name)| Peer::named(name));
+        let Some(failed) = failed.filter(|peer| !matches!(peer, Peer::Direct | Peer::DirectAgain | Peer::Nsnet)) else {
+            return Err(error);
+        };
+        leave_out(run, &error)?;
+        sites.retain(|(peer, _)| *peer != failed);
     }
 }
 
@@ -361,13 +381,21 @@ fn turn_at(effort: Effort, point: Point) -> Duration {
     effort.slot_of(Some(point)) + AROUND_INJECTED_SLOT
 }
 
+/// What a peer takes for each object of an axis before anything is measured.
+fn around(axis: Axis) -> Duration {
+    match axis {
+        Axis::Namespaces => ATTACH,
+        Axis::Ports => PUBLISH,
+        Axis::Flows => ESTABLISH,
+    }
+}
+
 pub(super) fn estimate(effort: Effort, tasks: &[Task], curves: &[Curve]) -> Duration {
     let turns = |peers: usize, blocks: usize| (peers * blocks) as u32;
     let tasks = tasks.iter().map(|task| turn(effort, task.load) * turns(task.peers.len(), task.blocks));
     let curves = curves.iter().flat_map(|curve| {
         curve.counts.iter().map(|count| {
-            let attach = if curve.axis == Axis::Namespaces { ATTACH * *count } else { Duration::ZERO };
-            (BUILD + attach) * curve.peers.len() as u32
+            (BUILD + around(curve.axis) * *count) * curve.peers.len() as u32
                 + turn_at(effort, Point { axis: curve.axis, count: (*count).into() })
                     * turns(curve.peers.len() + 2, curve.blocks)
         })
@@ -395,5 +423,46 @@ fn machine() -> Machine {
         counts_instructions: meter.read().is_ok_and(|reading| reading.counts_instructions()),
         nsnet: env!("CARGO_PKG_VERSION").to_owned(),
         tools: present.map(|(program, _)| program.to_owned()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(broken: &[Peer]) -> (Result<Cell>, Vec<String>) {
+        let peers = [Peer::Direct, Peer::DirectAgain, Peer::Bridge, Peer::Macvlan, Peer::Nsnet];
+        let mut left_out = Vec::new();
+        let measure = |_run: &mut Vec<String>, sites: &[(Peer, ())]| {
+            if let Some((peer, ())) = sites.iter().find(|(peer, ())| broken.contains(peer)) {
+                return Err(anyhow::anyhow!("it is broken")).with_context(|| over(*peer));
+            }
+            Ok(Cell::new(Way::NsToNs, Load::Tcp, None, sites.iter().map(|(peer, ())| *peer)))
+        };
+        let leave_out = |run: &mut Vec<String>, error: &anyhow::Error| {
+            run.push(format!("{error:#}"));
+            Ok(())
+        };
+        let sites = peers.map(|peer| (peer, ())).to_vec();
+        (without_failing(&mut left_out, sites, measure, leave_out), left_out)
+    }
+
+    #[test]
+    fn a_peer_that_fails_is_left_out_of_its_cell() {
+        let (cell, left_out) = measured(&[Peer::Bridge, Peer::Macvlan]);
+        let peers: Vec<Peer> = cell.unwrap().rows.iter().map(|row| row.peer).collect();
+        assert_eq!(peers, [Peer::Direct, Peer::DirectAgain, Peer::Nsnet]);
+        assert_eq!(
+            left_out,
+            ["cannot measure over Linux bridge: it is broken", "cannot measure over macvlan bridge mode: it is broken",]
+        );
+    }
+
+    #[test]
+    fn without_the_direct_veth_and_nsnet_there_is_no_cell() {
+        for peer in [Peer::Direct, Peer::DirectAgain, Peer::Nsnet] {
+            let (cell, left_out) = measured(&[peer]);
+            assert!(cell.is_err() && left_out.is_empty(), "{left_out:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::super::goals::Judged;
+use super::super::goals::{Judged, digits};
 use super::super::peer::{Peer, Way};
 use super::super::result::{Cell, Results};
 use super::{blocks, circumstances, machine, summary};
@@ -160,11 +160,13 @@ pub(super) fn nanoseconds(ns: &Ratio) -> String {
 
 /// A ratio with its interval.
 pub(super) fn show(ratio: &Ratio) -> String {
-    if ratio.high.is_infinite() {
+    let Ratio { median, low, high, .. } = ratio;
+    let digits = digits(*median);
+    if high.is_infinite() {
         // One block gives none.
-        return format!("{:.2}", ratio.median);
+        return format!("{median:.digits$}");
     }
-    format!("{:.2} [{:.2}–{:.2}]", ratio.median, ratio.low, ratio.high)
+    format!("{median:.digits$} [{low:.digits$}–{high:.digits$}]")
 }
 
 pub(super) fn capital(text: &str) -> String {

@@ -69,7 +69,7 @@ fn circumstances(results: &Results) -> String {
     let sum = |of: fn(&Cell) -> u32| results.cells.iter().map(of).sum::<u32>();
     let blocks = results.cells.iter().flat_map(|cell| cell.rows.first()).map(|row| row.rate.len());
     let (fewest, most) = (blocks.clone().min().unwrap_or(0), blocks.max().unwrap_or(0));
-    let blocks = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
+    let blocks = if fewest == most { in_blocks(most) } else { format!("{fewest} to {}", in_blocks(most)) };
     let few = if fewest < ENOUGH_BLOCKS {
         format!(". Where they are fewer than {ENOUGH_BLOCKS} it is a quick look, and no figure to publish")
     } else {
@@ -78,7 +78,7 @@ fn circumstances(results: &Results) -> String {
     let interrupted =
         if results.interrupted { ". The run was interrupted: this is what was measured until then" } else { "" };
     format!(
-        "{blocks} blocks for each cell, in each of which every peer is measured once, in random order; ratios within a \
+        "{blocks} for each cell, in each of which every peer is measured once, in random order; ratios within a \
          block, their median, and a 95 % bootstrap interval; {} blocks measured again for stolen CPU time, {} counted \
          in spite of it{few}{interrupted}",
         sum(|cell| cell.repeated),
@@ -88,10 +88,11 @@ fn circumstances(results: &Results) -> String {
 
 /// How many blocks a cell has, in words.
 fn blocks(cell: &Cell) -> String {
-    match cell.rows.first().map_or(0, |row| row.rate.len()) {
-        1 => "1 block".to_owned(),
-        blocks => format!("{blocks} blocks"),
-    }
+    in_blocks(cell.rows.first().map_or(0, |row| row.rate.len()))
+}
+
+fn in_blocks(count: usize) -> String {
+    if count == 1 { "1 block".to_owned() } else { format!("{count} blocks") }
 }
 
 /// Fixed results for tests.
