@@ -29,8 +29,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ns
 
 /// Frames made at once, before the stack's queues are worked off: NAPI's budget.
 const BATCH: u32 = 64;
-/// Frames of the run that finds out how fast it goes.
+/// Frames that find out how fast it goes: first so many, and the rest where these are no slot's work.
 pub(super) const TRIAL: u32 = 4096;
+const FIRST_TRIAL: u32 = BATCH;
 /// Ethernet header, IPv4 header, UDP header.
 const ETHERNET: usize = 14;
 const HEADERS: usize = ETHERNET + 20 + 8;
@@ -42,6 +43,8 @@ pub(super) struct Injector {
     template: Array<MapData, Template>,
     counted: PerCpuArray<MapData, u64>,
     next: PerCpuArray<MapData, u64>,
+    /// What is on interfaces, the last one last.
+    attached: Vec<(&'static str, SchedClassifierLinkId)>,
 }
 
 /// The program that does nothing, loaded: what any program's run costs to begin with.
@@ -96,21 +99,32 @@ impl Injector {
             program.load().with_context(|| format!("cannot load {name}"))?;
         }
         let (template, counted, next) = (template.try_into()?, counted.try_into()?, next.try_into()?);
-        Ok(Injector { ebpf, template, counted, next })
+        Ok(Injector { ebpf, template, counted, next, attached: Vec::new() })
     }
 
     /// Puts a program on the ingress side of an interface.
-    pub(super) fn attach(&mut self, name: &str, at: &(NetNs, String)) -> Result<SchedClassifierLinkId> {
+    pub(super) fn attach(&mut self, name: &'static str, at: &(NetNs, String)) -> Result<()> {
         let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("no such program")?.try_into()?;
         let (ns, interface) = at;
         let attached = ns.run(|| program.attach(interface, TcAttachType::Ingress))?;
-        attached.with_context(|| format!("cannot put {name} on {interface}"))
+        let link = attached.with_context(|| format!("cannot put {name} on {interface}"))?;
+        self.attached.push((name, link));
+        Ok(())
     }
 
-    /// Takes it off again.
-    pub(super) fn detach(&mut self, name: &str, link: SchedClassifierLinkId) -> Result<()> {
-        let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("no such program")?.try_into()?;
-        Ok(program.detach(link)?)
+    /// How many are on interfaces.
+    pub(super) fn attached(&self) -> usize {
+        self.attached.len()
+    }
+
+    /// Takes the last ones off, until that many are left: what stayed would take the datagrams of later measurements.
+    pub(super) fn detach_to(&mut self, left: usize) -> Result<()> {
+        while self.attached.len() > left {
+            let Some((name, link)) = self.attached.pop() else { break };
+            let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("no such program")?.try_into()?;
+            program.detach(link)?;
+        }
+        Ok(())
     }
 
     /// What the next frames are to be; they begin with the first of the series.
@@ -140,8 +154,13 @@ impl Injector {
         at.0.run(|| {
             pin(cpus.map(|(first, _)| first))?;
             let mut meter = Meter::of_this_thread();
-            let trial = run(generate, index, length, TRIAL)?;
-            let frames = (slot.as_secs_f64() / trial * f64::from(TRIAL)).clamp(1.0, f64::from(limit)) as u32;
+            let mut trial = (FIRST_TRIAL, run(generate, index, length, FIRST_TRIAL)?);
+            if trial.1 < slot.as_secs_f64() {
+                let rest = TRIAL - FIRST_TRIAL;
+                trial = (rest, run(generate, index, length, rest)?);
+            }
+            let frames = slot.as_secs_f64() / trial.1 * f64::from(trial.0);
+            let frames = frames.clamp(f64::from(BATCH.min(limit)), f64::from(limit)) as u32;
             let before = self.counted()?;
             let start = meter.read()?;
             let time = run(generate, index, length, frames)?;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::peer::Peer;
@@ -21,6 +21,8 @@ use crate::lab::lane::{Cpus, pin};
 
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// And a turn, which is of a second.
+const TURN_PATIENCE: Duration = Duration::from_secs(15);
 /// Connections that wrk keeps open at a time.
 const CONNECTIONS: u32 = 32;
 
@@ -119,8 +121,14 @@ impl Served {
 struct Server(Child);
 
 impl Server {
-    /// What it prints until it ends by itself.
+    /// What it prints until it ends by itself, which it has to.
     fn finish(mut self) -> Result<String> {
+        let begun = Instant::now();
+        // What it prints is less than a pipe holds.
+        while self.0.try_wait()?.is_none() {
+            ensure!(begun.elapsed() < TURN_PATIENCE, "no end after {TURN_PATIENCE:?}");
+            sleep(Duration::from_millis(2));
+        }
         let mut text = String::new();
         if let Some(stdout) = &mut self.0.stdout {
             std::io::Read::read_to_string(stdout, &mut text)?;

@@ -87,6 +87,16 @@ impl Peer {
         }
     }
 
+    /// The one with that name.
+    pub(super) fn named(name: &str) -> Option<Peer> {
+        Peer::ALL.into_iter().find(|peer| peer.name() == name)
+    }
+
+    /// Whether its flows are entries of nf_conntrack.
+    pub(super) fn tracks_by_kernel(self) -> bool {
+        matches!(self, Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps | Peer::Routed)
+    }
+
     /// Whether it is one of ours.
     pub fn is_nsnet(self) -> bool {
         matches!(self, Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp)

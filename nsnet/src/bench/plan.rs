@@ -27,6 +27,8 @@ pub struct Selection {
     pub peers: Vec<Peer>,
     /// No scaling curves.
     pub no_curves: bool,
+    /// So many blocks for each cell and each point of a curve, at least 1; each has its own number when left out.
+    pub blocks: Option<u16>,
 }
 
 /// Something to measure.
@@ -81,8 +83,8 @@ impl Effort {
     fn blocks(self) -> usize {
         match self {
             Effort::Smoke => 1,
-            Effort::Quick => 10,
-            Effort::Full => 60,
+            Effort::Quick => 8,
+            Effort::Full => 30,
         }
     }
 
@@ -93,7 +95,7 @@ impl Effort {
         {
             let peers = Peer::ALL.into_iter().filter(|peer| carries(*peer, way, load)).collect();
             // Those of others take seconds for each peer.
-            let blocks = if load.is_outer() { 6 } else { self.blocks() };
+            let blocks = selection.blocks(if load.is_outer() { 6 } else { self.blocks() });
             tasks.push(Task { way, load, peers, blocks });
         }
         tasks.retain(|task| selection.ways.is_empty() || selection.ways.contains(&task.way));
@@ -143,7 +145,7 @@ impl Effort {
         // Turns of over a second each, for as many flows.
         let of_flows = if self == Effort::Full { 12 } else { 3 };
         let curve = |axis, way, load, peers: &[Peer], counts: &[u32]| {
-            let blocks = if axis == Axis::Flows { of_flows } else { self.blocks() };
+            let blocks = selection.blocks(if axis == Axis::Flows { of_flows } else { self.blocks() });
             Curve { axis, way, load, peers: peers.to_vec(), counts: counts.to_vec(), blocks }
         };
         let switches = [Peer::Bridge, Peer::Nsnet];
@@ -164,6 +166,11 @@ impl Effort {
 }
 
 impl Selection {
+    /// How many blocks, where `planned` are when the user does not say.
+    fn blocks(&self, planned: usize) -> usize {
+        self.blocks.map_or(planned, usize::from)
+    }
+
     fn narrow(&self, peers: &mut Vec<Peer>) {
         let stays = |peer: &Peer| {
             self.peers.is_empty() || self.peers.contains(peer) || matches!(peer, Peer::Direct | Peer::DirectAgain)
@@ -213,12 +220,27 @@ mod tests {
 
     #[test]
     fn a_selection_leaves_the_rest_out() {
-        let selection =
-            Selection { ways: vec![Way::NsToNs], loads: vec![Load::Tcp], peers: vec![Peer::Nsnet], no_curves: true };
+        let selection = Selection {
+            ways: vec![Way::NsToNs],
+            loads: vec![Load::Tcp],
+            peers: vec![Peer::Nsnet],
+            no_curves: true,
+            blocks: None,
+        };
         let peers = vec![Peer::Direct, Peer::DirectAgain, Peer::Nsnet];
-        let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 60 };
+        let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 30 };
         assert_eq!(Effort::Full.tasks(&selection), [task]);
         assert!(Effort::Full.curves(&selection).is_empty());
+    }
+
+    #[test]
+    fn blocks_are_as_many_as_asked_for() {
+        let selection = Selection { blocks: Some(2), ..Selection::default() };
+        assert!(Effort::Full.tasks(&selection).iter().all(|task| task.blocks == 2));
+        assert!(Effort::Full.curves(&selection).iter().all(|curve| curve.blocks == 2));
+        let few = |task: &Task| task.blocks < 20;
+        let planned = Effort::Full.tasks(&Selection::default());
+        assert!(planned.iter().all(|task| few(task) == task.load.is_outer()), "a figure to publish needs 20");
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub struct Results {
     pub figures: Vec<Figure>,
     /// What was not measured, and why.
     pub left_out: Vec<LeftOut>,
+    /// Whether the user ended it before its end.
+    #[serde(default)]
+    pub interrupted: bool,
 }
 
 /// A machine, as far as it matters.
@@ -172,8 +175,10 @@ pub enum Quantity {
     AttachTime,
     /// Seconds to publish ports.
     PublishTime,
-    /// Bytes of kernel memory for each flow.
+    /// Bytes of kernel memory for each translated flow.
     FlowMemory,
+    /// Bytes of kernel memory for each flow from namespace to namespace.
+    SwitchedFlowMemory,
     /// Bytes of kernel memory for each published port.
     PortMemory,
 }
@@ -341,6 +346,13 @@ impl Load {
     }
 }
 
+impl Point {
+    /// Of a peer that has no place there, for [`LeftOut`].
+    pub(super) fn of(self, peer: Peer) -> String {
+        format!("{} {}: {}", self.count, self.axis.name(), peer.name())
+    }
+}
+
 impl Axis {
     /// As people call it.
     pub fn name(self) -> &'static str {
@@ -358,7 +370,8 @@ impl Quantity {
         match self {
             Quantity::AttachTime => "time to attach namespaces, ms",
             Quantity::PublishTime => "time to publish ports, ms",
-            Quantity::FlowMemory => "kernel memory for a flow, bytes",
+            Quantity::FlowMemory => "kernel memory for a translated flow, bytes",
+            Quantity::SwitchedFlowMemory => "kernel memory for a switched flow, bytes",
             Quantity::PortMemory => "kernel memory for a published port, bytes",
         }
     }
@@ -367,7 +380,7 @@ impl Quantity {
     pub fn show(self, value: f64) -> String {
         match self {
             Quantity::AttachTime | Quantity::PublishTime => format!("{:.1}", value * 1e3),
-            Quantity::FlowMemory | Quantity::PortMemory => format!("{value:.0}"),
+            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory => format!("{value:.0}"),
         }
     }
 }

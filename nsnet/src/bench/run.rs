@@ -4,26 +4,35 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::inject::Injector;
 use super::outer::{self, Served};
-use super::peer::Peer;
+use super::peer::{Peer, Way};
 use super::plan::{Curve, Effort, Selection, Task};
-use super::result::{Axis, Cell, Figure, LeftOut, Machine, Point, Quantity, Results, VERSION};
+use super::result::{Axis, Cell, Figure, LeftOut, Load, Machine, Point, Quantity, Results, VERSION};
 use super::scale::{self, What};
 use super::site::{Site, Size};
 use super::{sockets, tool};
-use crate::lab::compare::{Blocks, Sample};
+use crate::lab::compare::{Blocks, Over, Sample};
 use crate::lab::cost::Meter;
 use crate::lab::lane::two_cpus;
 use crate::lab::quiet::lock;
 
-/// A warm-up before each slot, and what comes after it.
+/// About what a turn takes beside its slot: a warm-up, and what comes after it.
 const AROUND_SLOT: Duration = Duration::from_millis(12);
-/// About how long a peer takes to build, and a namespace to attach.
-const BUILD: Duration = Duration::from_millis(1_200);
-const ATTACH: Duration = Duration::from_millis(60);
+/// The trial, and the waits of injecting.
+const AROUND_INJECTED_SLOT: Duration = Duration::from_millis(80);
+/// Starting and ending a program.
+const AROUND_OUTER_SLOT: Duration = Duration::from_millis(200);
+/// About how long a peer takes to build, and what it has to: a namespace, a published port, a flow.
+const BUILD: Duration = Duration::from_millis(600);
+const ATTACH: Duration = Duration::from_millis(30);
+const PUBLISH: Duration = Duration::from_micros(100);
+const ESTABLISH: Duration = Duration::from_micros(20);
+
+/// Of fewer objects the kernel's memory tells nothing: it is counted in pages.
+pub(super) const MANY: u64 = 10_000;
 
 /// Who wants to know how far it is.
 pub trait Progress {
@@ -36,10 +45,11 @@ pub trait Progress {
     fn note(&mut self, text: &str);
 }
 
-/// Measures, and says what was found. What cannot be measured is left out and named.
+/// Measures, and says what was found. What cannot be measured is left out and named; when the user ends it, that is what
+/// was measured until then.
 ///
 /// # Errors
-/// When the user ends it, when another measurement is running, and when the direct veth or nsnet does not work.
+/// When another measurement is running, when the kernel refuses the bench's own programs, and when nothing was measured.
 pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -> Result<Results> {
     let began = Instant::now();
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -54,8 +64,10 @@ pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -
         left_out: Vec::new(),
     };
     run.tell_missing();
-    run.tasks(&tasks)?;
-    run.curves(&curves)?;
+    // What fails is left out where it does: only the user ends a run before its end.
+    let ended = run.tasks(&tasks).and_then(|()| run.curves(&curves));
+    let interrupted = ended.is_err();
+    ensure_any(&run, ended)?;
     Ok(Results {
         version: VERSION,
         machine: machine(),
@@ -65,7 +77,18 @@ pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -
         cells: run.cells,
         figures: run.figures,
         left_out: run.left_out,
+        interrupted,
     })
+}
+
+/// A report of nothing helps nobody: the reason does.
+fn ensure_any(run: &Run<'_>, ended: Result<()>) -> Result<()> {
+    if !run.cells.is_empty() {
+        return Ok(());
+    }
+    ended?;
+    let why = run.left_out.first().map_or_else(|| "no cell is selected".to_owned(), |left| left.why.clone());
+    bail!("nothing was measured: {why}")
 }
 
 struct Run<'a> {
@@ -115,19 +138,31 @@ impl Run<'_> {
         }
     }
 
+    /// The same, but for an error that is the user's own wish to end it.
+    fn leave_out_unless_ended(&mut self, what: String, error: &anyhow::Error) -> Result<()> {
+        self.clock.advance(Duration::ZERO)?;
+        self.leave_out(what, format!("{error:#}"));
+        Ok(())
+    }
+
     /// Builds the peers' sites; those that cannot be are left out, unless there is no comparing without them.
     fn build(&mut self, peers: &[Peer], size: Size) -> Result<BTreeMap<Peer, Site>> {
         let mut sites = BTreeMap::new();
         for peer in peers.iter().copied().filter(|peer| *peer != Peer::DirectAgain) {
             self.clock.begin(format!("building {}", peer.name()))?;
             let missing: Vec<&str> = peer.tools().iter().copied().filter(|tool| tool::find(tool).is_none()).collect();
-            let built = if missing.is_empty() { Site::build(peer, size) } else { Err(missing_tools(&missing)) };
+            let built = if missing.is_empty() {
+                // Twice for each namespace: when it is made, and when it is attached.
+                Site::build(peer, size, &mut || self.clock.advance(ATTACH / 2))
+            } else {
+                Err(missing_tools(&missing))
+            };
             match built {
                 Ok(site) => drop(sites.insert(peer, site)),
                 Err(error) if matches!(peer, Peer::Direct | Peer::Nsnet) => return Err(error),
-                Err(error) => self.leave_out(peer.name().to_owned(), format!("{error:#}")),
+                Err(error) => self.leave_out_unless_ended(peer.name().to_owned(), &error)?,
             }
-            self.clock.advance(BUILD + ATTACH * u32::from(size.others))?;
+            self.clock.advance(BUILD + PUBLISH * u32::from(size.published))?;
         }
         Ok(sites)
     }
@@ -135,7 +170,10 @@ impl Run<'_> {
     fn tasks(&mut self, tasks: &[Task]) -> Result<()> {
         let wanted = |peer: &Peer| tasks.iter().any(|task| task.peers.contains(peer));
         let peers: Vec<Peer> = Peer::ALL.into_iter().filter(wanted).collect();
-        let sites = self.build(&peers, Size::default())?;
+        let sites = match self.build(&peers, Size::default()) {
+            Ok(sites) => sites,
+            Err(error) => return self.leave_out_unless_ended("all that is on no scaling curve".to_owned(), &error),
+        };
         for task in tasks {
             self.clock.begin(format!("{}: {}", task.way.name(), task.load.name()))?;
             let missing: Vec<&str> =
@@ -143,28 +181,38 @@ impl Run<'_> {
             let cell = if missing.is_empty() { self.task(task, &sites) } else { Err(missing_tools(&missing)) };
             match cell {
                 Ok(cell) => self.cells.push(cell),
-                Err(error) => {
-                    // Of the user's own wish to end it nothing is left out.
-                    self.clock.advance(Duration::ZERO)?;
-                    self.leave_out(self.clock.what.clone(), format!("{error:#}"));
-                }
+                Err(error) => self.leave_out_unless_ended(self.clock.what.clone(), &error)?,
             }
         }
         Ok(())
     }
 
     fn task(&mut self, task: &Task, sites: &BTreeMap<Peer, Site>) -> Result<Cell> {
-        let sites = chosen(&task.peers, sites);
-        let Self { effort, injector, clock, .. } = self;
-        let turn = turn(*effort, task.load.is_outer());
-        if task.load.is_outer() {
-            served(task, &sites, *effort, || clock.advance(turn))
-        } else if task.load.is_injected() {
-            let what = What { way: task.way, load: task.load, point: None, blocks: task.blocks };
-            scale::measure(&what, &sites, injector, *effort, || clock.advance(turn))
-        } else {
-            sockets::measure(task, &sites, *effort, || clock.advance(turn))
-        }
+        let turn = turn(self.effort, task.load);
+        self.cell(chosen(&task.peers, sites), |run, sites| {
+            let Self { effort, injector, clock, .. } = run;
+            if task.load.is_outer() {
+                served(task, sites, *effort, || clock.advance(turn))
+            } else if task.load.is_injected() {
+                let what = What { way: task.way, load: task.load, point: None, blocks: task.blocks };
+                scale::measure(&what, sites, injector, *effort, || clock.advance(turn))
+            } else {
+                sockets::measure(task, sites, *effort, || clock.advance(turn))
+            }
+        })
+    }
+
+    /// Measures a cell over the peers that can be measured.
+    fn cell(
+        &mut self,
+        sites: Vec<(Peer, &Site)>,
+        measure: impl FnMut(&mut Self, &[(Peer, &Site)]) -> Result<Cell>,
+    ) -> Result<Cell> {
+        let leave_out = |run: &mut Self, error: &anyhow::Error| {
+            let what = run.clock.what.clone();
+            run.leave_out_unless_ended(what, error)
+        };
+        without_failing(self, sites, measure, leave_out)
     }
 
     fn curves(&mut self, curves: &[Curve]) -> Result<()> {
@@ -179,8 +227,7 @@ impl Run<'_> {
             let here: Vec<&Curve> =
                 curves.iter().filter(|curve| curve.axis == axis && curve.counts.contains(&count)).collect();
             if let Err(error) = self.point(Point { axis, count: count.into() }, &here) {
-                self.clock.advance(Duration::ZERO)?;
-                self.leave_out(format!("{count} {}", axis.name()), format!("{error:#}"));
+                self.leave_out_unless_ended(format!("{count} {}", axis.name()), &error)?;
             }
         }
         Ok(())
@@ -191,6 +238,7 @@ impl Run<'_> {
         peers.extend([Peer::Direct, Peer::DirectAgain]);
         peers.sort_unstable();
         peers.dedup();
+        self.leave_out_full_trackers(point, &mut peers);
         let size = scale::size(Some(point));
         let sites = self.build(&peers, size)?;
         for (peer, site) in &sites {
@@ -200,27 +248,85 @@ impl Run<'_> {
             }
             if point.axis == Axis::Ports && *peer != Peer::Direct {
                 figure(Quantity::PublishTime, point.count, site.published_in.as_secs_f64());
-                figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
+                if point.count >= MANY {
+                    figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
+                }
             }
         }
-        // Of few flows the kernel's memory tells nothing: it is counted in pages. Before anything else, since what the
-        // kernel has been given back it keeps for the next flows.
-        if point.axis == Axis::Flows && point.count >= 10_000 {
+        // Before anything else, since what the kernel has been given back it keeps for the next flows.
+        if point.axis == Axis::Flows && point.count >= MANY {
             for (peer, site) in sites.iter().filter(|(peer, _)| **peer != Peer::Direct) {
-                let value = scale::flow_memory(site, &mut self.injector, point.count as u32)?;
-                self.figures.push(Figure { of: Quantity::FlowMemory, peer: *peer, count: point.count, value });
+                self.flow_memory(*peer, site, point.count)?;
             }
         }
         for curve in curves {
             self.clock.begin(format!("{} {}: {}", point.count, point.axis.name(), curve.load.name()))?;
             let what = What { way: curve.way, load: curve.load, point: Some(point), blocks: curve.blocks };
             let all: Vec<Peer> = [Peer::Direct, Peer::DirectAgain].into_iter().chain(curve.peers.clone()).collect();
-            let Self { effort, injector, clock, .. } = self;
-            let turn = effort.slot_of(Some(point)) + AROUND_SLOT;
-            let cell = scale::measure(&what, &chosen(&all, &sites), injector, *effort, || clock.advance(turn))?;
-            self.cells.push(cell);
+            let turn = turn_at(self.effort, point);
+            let measured = self.cell(chosen(&all, &sites), |run, sites| {
+                let Self { effort, injector, clock, .. } = run;
+                scale::measure(&what, sites, injector, *effort, || clock.advance(turn))
+            });
+            match measured {
+                Ok(cell) => self.cells.push(cell),
+                Err(error) => self.leave_out_unless_ended(self.clock.what.clone(), &error)?,
+            }
         }
         Ok(())
+    }
+
+    /// What flows take of the kernel's memory: translated ones, and of nsnet also switched ones.
+    fn flow_memory(&mut self, peer: Peer, site: &Site, flows: u64) -> Result<()> {
+        for (of, way) in [(Quantity::SwitchedFlowMemory, Way::NsToNs), (Quantity::FlowMemory, Way::NsToOutside)] {
+            if of == Quantity::SwitchedFlowMemory && peer != Peer::Nsnet {
+                continue;
+            }
+            self.clock.begin(format!("{flows} flows: {}, {}", of.name(), peer.name()))?;
+            self.clock.advance(ESTABLISH * flows as u32)?;
+            match scale::flow_memory(site, way, &mut self.injector, flows as u32) {
+                Ok(value) => self.figures.push(Figure { of, peer, count: flows, value }),
+                Err(error) => self.leave_out_unless_ended(self.clock.what.clone(), &error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// nf_conntrack has a limit for the whole machine, which is not ours to change: beyond it packets are dropped, and what
+    /// is left is no rate of a flow table.
+    fn leave_out_full_trackers(&mut self, point: Point, peers: &mut Vec<Peer>) {
+        const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+        let limit = fs::read_to_string(LIMIT).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let Some(limit) = limit.filter(|limit| point.axis == Axis::Flows && point.count >= *limit) else {
+            return;
+        };
+        for peer in peers.extract_if(.., |peer| peer.tracks_by_kernel()) {
+            let why =
+                format!("net.netfilter.nf_conntrack_max is {limit}; set it higher than {} to have it", point.count);
+            self.leave_out(point.of(peer), why);
+        }
+    }
+}
+
+/// Measures a cell; a peer over which it fails is left out, and the others are measured without it. `run` is handed to
+/// both closures.
+fn without_failing<R, S>(
+    run: &mut R,
+    mut sites: Vec<(Peer, S)>,
+    mut measure: impl FnMut(&mut R, &[(Peer, S)]) -> Result<Cell>,
+    mut leave_out: impl FnMut(&mut R, &anyhow::Error) -> Result<()>,
+) -> Result<Cell> {
+    loop {
+        let error = match measure(run, &sites) {
+            Ok(cell) => return Ok(cell),
+            Err(error) => error,
+        };
+        let failed = error.downcast_ref::<Over>().and_then(|Over(name)| Peer::named(name));
+        let Some(failed) = failed.filter(|peer| !matches!(peer, Peer::Direct | Peer::DirectAgain | Peer::Nsnet)) else {
+            return Err(error);
+        };
+        leave_out(run, &error)?;
+        sites.retain(|(peer, _)| *peer != failed);
     }
 }
 
@@ -238,15 +344,13 @@ fn served(
     mut progress: impl FnMut() -> Result<()>,
 ) -> Result<Cell> {
     let cpus = two_cpus();
-    let start = |(peer, site): &(Peer, &Site)| {
-        Served::start(task, *peer, site, cpus).with_context(|| format!("over {}", peer.name()))
-    };
+    let start = |(peer, site): &(Peer, &Site)| Served::start(task, *peer, site, cpus).with_context(|| over(*peer));
     let served = sites.iter().map(start).collect::<Result<Vec<Served>>>()?;
     let mut cell = Cell::new(task.way, task.load, None, sites.iter().map(|(peer, _)| *peer));
     let mut blocks = Blocks::new(task.blocks as u64);
     for _ in 0..task.blocks {
         let measure = |place: usize| -> Result<Sample> {
-            served[place].measure(effort, cpus).with_context(|| format!("over {}", sites[place].0.name()))
+            served[place].measure(effort, cpus).with_context(|| over(sites[place].0))
         };
         let samples = blocks.once(served.len(), measure, |_repeats| progress())?;
         cell.rows.iter_mut().zip(&samples).for_each(|(row, sample)| row.add(sample));
@@ -255,23 +359,44 @@ fn served(
     Ok(cell)
 }
 
+/// What a peer's error says first.
+pub(super) fn over(peer: Peer) -> Over {
+    Over(peer.name().to_owned())
+}
+
 fn missing_tools(missing: &[&str]) -> anyhow::Error {
     anyhow::anyhow!("there is no {}: `cargo xtask setup` installs it", missing.join(", "))
 }
 
-/// How long one peer's turn takes.
-fn turn(effort: Effort, is_outer: bool) -> Duration {
-    if is_outer { effort.outer_slot() + Duration::from_millis(200) } else { effort.slot() + AROUND_SLOT }
+/// About how long one peer's turn takes.
+fn turn(effort: Effort, load: Load) -> Duration {
+    if load.is_outer() {
+        return effort.outer_slot() + AROUND_OUTER_SLOT;
+    }
+    effort.slot() + if load.is_injected() { AROUND_INJECTED_SLOT } else { AROUND_SLOT }
+}
+
+/// The same at a point of a scaling curve, where all is injected.
+fn turn_at(effort: Effort, point: Point) -> Duration {
+    effort.slot_of(Some(point)) + AROUND_INJECTED_SLOT
+}
+
+/// What a peer takes for each object of an axis before anything is measured.
+fn around(axis: Axis) -> Duration {
+    match axis {
+        Axis::Namespaces => ATTACH,
+        Axis::Ports => PUBLISH,
+        Axis::Flows => ESTABLISH,
+    }
 }
 
 pub(super) fn estimate(effort: Effort, tasks: &[Task], curves: &[Curve]) -> Duration {
     let turns = |peers: usize, blocks: usize| (peers * blocks) as u32;
-    let tasks = tasks.iter().map(|task| turn(effort, task.load.is_outer()) * turns(task.peers.len(), task.blocks));
+    let tasks = tasks.iter().map(|task| turn(effort, task.load) * turns(task.peers.len(), task.blocks));
     let curves = curves.iter().flat_map(|curve| {
         curve.counts.iter().map(|count| {
-            let attach = if curve.axis == Axis::Namespaces { ATTACH * *count } else { Duration::ZERO };
-            (BUILD + attach) * curve.peers.len() as u32
-                + (effort.slot_of(Some(Point { axis: curve.axis, count: (*count).into() })) + AROUND_SLOT)
+            (BUILD + around(curve.axis) * *count) * curve.peers.len() as u32
+                + turn_at(effort, Point { axis: curve.axis, count: (*count).into() })
                     * turns(curve.peers.len() + 2, curve.blocks)
         })
     });
@@ -298,5 +423,46 @@ fn machine() -> Machine {
         counts_instructions: meter.read().is_ok_and(|reading| reading.counts_instructions()),
         nsnet: env!("CARGO_PKG_VERSION").to_owned(),
         tools: present.map(|(program, _)| program.to_owned()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(broken: &[Peer]) -> (Result<Cell>, Vec<String>) {
+        let peers = [Peer::Direct, Peer::DirectAgain, Peer::Bridge, Peer::Macvlan, Peer::Nsnet];
+        let mut left_out = Vec::new();
+        let measure = |_run: &mut Vec<String>, sites: &[(Peer, ())]| {
+            if let Some((peer, ())) = sites.iter().find(|(peer, ())| broken.contains(peer)) {
+                return Err(anyhow::anyhow!("it is broken")).with_context(|| over(*peer));
+            }
+            Ok(Cell::new(Way::NsToNs, Load::Tcp, None, sites.iter().map(|(peer, ())| *peer)))
+        };
+        let leave_out = |run: &mut Vec<String>, error: &anyhow::Error| {
+            run.push(format!("{error:#}"));
+            Ok(())
+        };
+        let sites = peers.map(|peer| (peer, ())).to_vec();
+        (without_failing(&mut left_out, sites, measure, leave_out), left_out)
+    }
+
+    #[test]
+    fn a_peer_that_fails_is_left_out_of_its_cell() {
+        let (cell, left_out) = measured(&[Peer::Bridge, Peer::Macvlan]);
+        let peers: Vec<Peer> = cell.unwrap().rows.iter().map(|row| row.peer).collect();
+        assert_eq!(peers, [Peer::Direct, Peer::DirectAgain, Peer::Nsnet]);
+        assert_eq!(
+            left_out,
+            ["cannot measure over Linux bridge: it is broken", "cannot measure over macvlan bridge mode: it is broken",]
+        );
+    }
+
+    #[test]
+    fn without_the_direct_veth_and_nsnet_there_is_no_cell() {
+        for peer in [Peer::Direct, Peer::DirectAgain, Peer::Nsnet] {
+            let (cell, left_out) = measured(&[peer]);
+            assert!(cell.is_err() && left_out.is_empty(), "{left_out:?}");
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! Injected loads, at any point of the scaling curves.
 
-use anyhow::Result;
-use aya::programs::tc::SchedClassifierLinkId;
+use anyhow::{Context as _, Result};
 use nsnet_common::bench::{ECHO, SINK, Template};
 
 use super::inject::{self, Injector, Series, TRIAL, Turn};
 use super::peer::{Peer, Way};
 use super::plan::Effort;
 use super::result::{Axis, Cell, Load, Point};
+use super::run::over;
 use super::site::{FIRST_PUBLISHED, Injection, Site, Size, ports};
 use crate::lab::compare::{Blocks, Sample};
 use crate::lab::lane::two_cpus;
@@ -40,7 +40,6 @@ struct Filled<'a> {
     injection: Injection,
     template: Template,
     length: usize,
-    links: Vec<SchedClassifierLinkId>,
 }
 
 /// How large a site must be for a point.
@@ -59,29 +58,43 @@ pub(super) fn measure(
     sites: &[(Peer, &Site)],
     injector: &mut Injector,
     effort: Effort,
+    progress: impl FnMut() -> Result<()>,
+) -> Result<Cell> {
+    let attached = injector.attached();
+    let cell =
+        filled(what, sites, injector).and_then(|filled| in_turn(what, sites, &filled, injector, effort, progress));
+    injector.detach_to(attached)?;
+    cell
+}
+
+/// Makes all ways ready.
+fn filled<'a>(what: &What, sites: &[(Peer, &'a Site)], injector: &mut Injector) -> Result<Vec<Filled<'a>>> {
+    // The direct veth's site has its sinks already when it comes again.
+    let once = sites.iter().filter(|(peer, _)| *peer != Peer::DirectAgain);
+    once.map(|(peer, site)| fill(what, site, injector).with_context(|| over(*peer))).collect()
+}
+
+fn in_turn(
+    what: &What,
+    sites: &[(Peer, &Site)],
+    filled: &[Filled<'_>],
+    injector: &mut Injector,
+    effort: Effort,
     mut progress: impl FnMut() -> Result<()>,
 ) -> Result<Cell> {
-    let mut filled = Vec::new();
-    let mut cell = Cell::new(what.way, what.load, what.point, sites.iter().map(|(peer, _)| *peer));
-    for (peer, site) in sites {
-        // The direct veth's site has its sinks already.
-        if *peer != Peer::DirectAgain {
-            filled.push(fill(what, site, injector)?);
-        }
-    }
     let place_of = |peer: Peer| {
         let peer = if peer == Peer::DirectAgain { Peer::Direct } else { peer };
         filled.iter().position(|filled| filled.site.peer == peer)
     };
     let places: Vec<usize> = sites.iter().filter_map(|(peer, _)| place_of(*peer)).collect();
     let cpus = two_cpus();
+    let mut cell = Cell::new(what.way, what.load, what.point, sites.iter().map(|(peer, _)| *peer));
     let mut blocks = Blocks::new(what.blocks as u64);
-    let mut outcome = Ok(());
     for _ in 0..what.blocks {
         let measure_one = |place: usize| -> Result<Sample> {
-            let Filled { site, injection, template, length, .. } = &filled[places[place]];
+            let Filled { site, injection, template, length } = &filled[places[place]];
             if what.load == Load::NewFlows {
-                site.forget_flows()?;
+                site.forget_flows().with_context(|| over(site.peer))?;
             }
             injector.set(template)?;
             // New flows are new once only.
@@ -89,22 +102,11 @@ pub(super) fn measure(
             // Answered or not, a request arrives at no sink: what counts is how long each takes.
             let is_counted = what.load != Load::ArpRequests;
             let turn = Turn { length: *length, slot: effort.slot_of(what.point), limit, is_counted, cpus };
-            injector.measure(&injection.entry, turn)
+            injector.measure(&injection.entry, turn).with_context(|| over(site.peer))
         };
-        match blocks.once(places.len(), measure_one, |_repeats| progress()) {
-            Ok(samples) => cell.rows.iter_mut().zip(&samples).for_each(|(row, sample)| row.add(sample)),
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
-        }
+        let samples = blocks.once(places.len(), measure_one, |_repeats| progress())?;
+        cell.rows.iter_mut().zip(&samples).for_each(|(row, sample)| row.add(sample));
     }
-    for filled in filled {
-        for link in filled.links {
-            injector.detach(SINK, link)?;
-        }
-    }
-    outcome?;
     (cell.repeated, cell.disturbed) = (blocks.repeated, blocks.disturbed);
     Ok(cell)
 }
@@ -118,19 +120,20 @@ fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Fill
         let series = series(what, length(what.load));
         (series.length, inject::datagrams(&injection, series))
     };
-    let mut links = vec![injector.attach(SINK, &injection.back)?];
+    injector.attach(SINK, &injection.back)?;
     if !matches!(what.load, Load::NewFlows | Load::ArpRequests) {
-        let echo = injector.attach(ECHO, &injection.exit)?;
+        let attached = injector.attached();
+        injector.attach(ECHO, &injection.exit)?;
         injector.set(&template)?;
         // Twice: a tracker takes a flow for established once it has seen both directions.
         for _ in 0..2 {
             injector.send(&injection.entry, length, template.flows() as u32)?;
         }
-        injector.detach(ECHO, echo)?;
+        injector.detach_to(attached)?;
     }
-    links.push(injector.attach(SINK, &injection.exit)?);
+    injector.attach(SINK, &injection.exit)?;
     injector.set(&template)?;
-    Ok(Filled { site, injection, template, length, links })
+    Ok(Filled { site, injection, template, length })
 }
 
 fn length(load: Load) -> usize {
@@ -175,19 +178,15 @@ pub(super) fn kernel_memory() -> Result<u64> {
     Ok(of("SUnreclaim") + of("VmallocUsed") + of("Percpu"))
 }
 
-/// How much kernel memory each of `flows` established flows takes.
-pub(super) fn flow_memory(site: &Site, injector: &mut Injector, flows: u32) -> Result<f64> {
-    let what = What {
-        way: Way::NsToOutside,
-        load: Load::Injected64,
-        point: Some(Point { axis: Axis::Flows, count: flows.into() }),
-        blocks: 0,
-    };
+/// How much kernel memory each of `flows` established flows on `way` takes.
+pub(super) fn flow_memory(site: &Site, way: Way, injector: &mut Injector, flows: u32) -> Result<f64> {
+    let what =
+        What { way, load: Load::Injected64, point: Some(Point { axis: Axis::Flows, count: flows.into() }), blocks: 0 };
+    let attached = injector.attached();
     let before = kernel_memory()?;
-    let filled = fill(&what, site, injector)?;
+    let filled = fill(&what, site, injector);
     let after = kernel_memory()?;
-    for link in filled.links {
-        injector.detach(SINK, link)?;
-    }
+    injector.detach_to(attached)?;
+    filled?;
     Ok(after.saturating_sub(before) as f64 / f64::from(flows))
 }

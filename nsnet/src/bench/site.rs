@@ -65,6 +65,9 @@ const FLOWS: u32 = 1 << 20;
 /// Ports below it are not published.
 pub(super) const FIRST_PLAIN: u16 = 7_000;
 
+/// Whom to tell how far it is.
+type Step<'a> = &'a mut dyn FnMut() -> Result<()>;
+
 /// What a site is to have beside red and blue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
@@ -163,13 +166,16 @@ impl Site {
     }
 
     /// Builds what `peer` is, and sees that its ways lead somewhere.
-    pub(super) fn build(peer: Peer, size: Size) -> Result<Site> {
+    /// `step` is told of each further namespace when it is made, and when it is attached; its error ends the work.
+    pub(super) fn build(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
         let built = match peer {
             Peer::Direct | Peer::DirectAgain => direct(peer),
-            Peer::Bridge | Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps | Peer::Proxy => bridged(peer, size),
+            Peer::Bridge | Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps | Peer::Proxy => {
+                bridged(peer, size, step)
+            }
             Peer::Macvlan => macvlan(),
             Peer::Routed => routed(size),
-            Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp => nsnet(peer, size),
+            Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp => nsnet(peer, size, step),
         };
         let site = built.with_context(|| format!("cannot build {}", peer.name()))?;
         site.prove().with_context(|| format!("{} does not work", peer.name()))?;
@@ -299,7 +305,7 @@ fn only_veth(ns: &NetNs) -> Result<String> {
     links.into_iter().find(|link| link.is_ethernet).map(|link| link.name).context("there is no interface")
 }
 
-fn bridged(peer: Peer, size: Size) -> Result<Site> {
+fn bridged(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
     let mut lab = Lab::new(Path::new(OURSELVES))?;
     let (host, red, blue) = (lab.ns("host")?, lab.make("red")?, lab.make("blue")?);
     let net = size.net();
@@ -317,7 +323,7 @@ fn bridged(peer: Peer, size: Size) -> Result<Site> {
         // As on Docker's hosts, where its own rules rely on it.
         host.run(|| sysctl::write("net/bridge/bridge-nf-call-iptables", "1"))??;
     }
-    let attached_in = more_on_bridge(&mut lab, size.others)?;
+    let attached_in = more_on_bridge(&mut lab, size.others, step)?;
     let rules = Rules { inside: INSIDE, subnet: net.subnet, to: net.blue, ports: ports(size.published) };
     let publishing = Publishing::begin()?;
     match peer {
@@ -346,11 +352,12 @@ fn bridged(peer: Peer, size: Size) -> Result<Site> {
 }
 
 /// Further members by `ip -batch`, as scripts do it; the namespaces are there before.
-fn more_on_bridge(lab: &mut Lab, others: u16) -> Result<Duration> {
+fn more_on_bridge(lab: &mut Lab, others: u16, step: Step<'_>) -> Result<Duration> {
     use std::fmt::Write as _;
     let mut namespaces = Vec::new();
     for number in 0..others {
         namespaces.push((lab.make(&format!("n{number}"))?, lab.name(&format!("n{number}")), other(number)));
+        step()?;
     }
     let bits = WIDE_NET.bits;
     let begun = Instant::now();
@@ -365,6 +372,7 @@ fn more_on_bridge(lab: &mut Lab, others: u16) -> Result<Duration> {
     }
     for (ns, _, ip) in &namespaces {
         tool::feed(ns, "ip -batch -", &format!("address add {ip}/{bits} dev eth0\nlink set eth0 up\n"))?;
+        step()?;
     }
     Ok(begun.elapsed())
 }
@@ -414,12 +422,45 @@ fn routed(size: Size) -> Result<Site> {
     Ok(Site { published_in, published_memory, gateway, ..Site::of(Peer::Routed, lab, red, blue) })
 }
 
+/// Further members by `nsnet apply`: one file, as `ip -batch` has it; the namespaces are there before.
+fn more_in_network(lab: &mut Lab, size: Size, step: Step<'_>) -> Result<Duration> {
+    use std::fmt::Write as _;
+    if size.others == 0 {
+        return Ok(Duration::ZERO);
+    }
+    let Net { subnet, red, blue, gateway, .. } = size.net();
+    let mut members = vec![(lab.name("red"), red), (lab.name("blue"), blue)];
+    for number in 0..size.others {
+        lab.make(&format!("n{number}"))?;
+        members.push((lab.name(&format!("n{number}")), other(number)));
+        step()?;
+    }
+    let begun = Instant::now();
+    let mut file = format!(
+        "[[network]]\nname = \"{INSIDE}\"\nsubnet = \"{subnet}\"\ngateway = \"{gateway}\"\nmasquerade = true\n\
+         uplink = \"{UPLINK}\"\nflows_per_ns = {FLOWS}\n"
+    );
+    for (name, ip) in &members {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            file,
+            "[[ns]]\nname = \"{name}\"\n[[attach]]\nnetwork = \"{INSIDE}\"\nns = \"{name}\"\nip = \"{ip}\""
+        );
+    }
+    let written = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+    std::fs::write(&written, file).with_context(|| format!("cannot write {}", written.path().display()))?;
+    lab.nsnet(&format!("apply -f {}", written.path().display()))?;
+    let attached_in = begun.elapsed();
+    (0..size.others).try_for_each(|_attached| step())?;
+    Ok(attached_in)
+}
+
 /// The other address of a /31.
 fn gateway_of(ip: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(ip.to_bits() ^ 1)
 }
 
-fn nsnet(peer: Peer, size: Size) -> Result<Site> {
+fn nsnet(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
     let mut lab = Lab::new(Path::new(OURSELVES))?;
     if peer == Peer::NsnetRedirect {
         lab.treat_as_missing("redirect_peer");
@@ -440,15 +481,7 @@ fn nsnet(peer: Peer, size: Size) -> Result<Site> {
         Ok(Member { interface: interface?, ip, comes_in_by: ("host", host_end?) })
     };
     let (red, blue) = (member("red", red)?, member("blue", blue)?);
-    for number in 0..size.others {
-        lab.make(&format!("n{number}"))?;
-        lab.nsnet(&format!("ns add @n{number}"))?;
-    }
-    let begun = Instant::now();
-    for number in 0..size.others {
-        lab.nsnet(&format!("attach {INSIDE} @n{number} --ip {}", other(number)))?;
-    }
-    let attached_in = begun.elapsed();
+    let attached_in = more_in_network(&mut lab, size, step)?;
     let publishing = Publishing::begin()?;
     if size.published > 0 {
         let (first, last) = (*ports(size.published).start(), *ports(size.published).end());

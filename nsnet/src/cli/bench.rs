@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::unistd::geteuid;
 use serde_json::json;
@@ -27,7 +27,7 @@ pub(super) struct BenchArgs {
     /// Under five minutes: fewer blocks, short curves, no programs of others; the default
     #[arg(long, conflicts_with = "full")]
     pub quick: bool,
-    /// Everything, with enough blocks for figures to publish: more than an hour
+    /// Everything, with enough blocks for figures to publish: about 45 minutes
     #[arg(long)]
     pub full: bool,
     /// One block of very little, to see that it works; its figures mean nothing
@@ -48,6 +48,9 @@ pub(super) struct BenchArgs {
     /// No scaling curves
     #[arg(long)]
     pub no_curves: bool,
+    /// Blocks for each cell, and for each point of a curve; a report with fewer than 20 says so
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1000))]
+    pub blocks: Option<u16>,
 }
 
 /// The names are those of report.json; an unknown one is answered with all.
@@ -55,7 +58,7 @@ fn parse<T: serde::de::DeserializeOwned>(name: &str) -> Result<T, String> {
     serde_json::from_value(json!(name)).map_err(|error| error.to_string().replace("unknown variant ", ""))
 }
 
-/// Measures; the exit code is 0 also when goals are missed.
+/// Measures; the exit code is 0 also when goals are missed. What was measured is reported after Ctrl-C, too.
 pub(super) fn bench(format: Format, args: &BenchArgs) -> Answer {
     if !geteuid().is_root() {
         bail!("the bench needs root: it makes network namespaces and loads eBPF programs");
@@ -76,7 +79,13 @@ pub(super) fn bench(format: Format, args: &BenchArgs) -> Answer {
     if !peers.is_empty() {
         peers.push(Peer::Nsnet);
     }
-    let selection = Selection { ways: args.ways.clone(), loads: args.loads.clone(), peers, no_curves: args.no_curves };
+    let selection = Selection {
+        ways: args.ways.clone(),
+        loads: args.loads.clone(),
+        peers,
+        no_curves: args.no_curves,
+        blocks: args.blocks,
+    };
     let mut bar = Bar::new(interrupt)?;
     let results = run(effort, &selection, &mut bar);
     bar.bar.finish_and_clear();
@@ -92,6 +101,9 @@ pub(super) fn bench(format: Format, args: &BenchArgs) -> Answer {
             "goals": judge(&results),
             "left_out": results.left_out,
         }))?,
+    }
+    if results.interrupted {
+        bail!("interrupted: the report has what was measured until then, and the lab was taken down");
     }
     Ok(ExitCode::SUCCESS)
 }

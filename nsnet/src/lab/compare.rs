@@ -20,6 +20,7 @@
 //! receiver to the second, a lock file keeps two measurements from overlapping, and a block during which the hypervisor
 //! took more than one percent of the CPU time is measured again.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
@@ -51,6 +52,16 @@ pub struct Variant<'a> {
     pub sender: Inside<'a>,
     /// The receiver's namespace.
     pub receiver: Inside<'a>,
+}
+
+/// Which variant an error is about, as its context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Over(pub(crate) String);
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot measure over {}", self.0)
+    }
 }
 
 /// What is sent.
@@ -200,16 +211,20 @@ pub(crate) fn compare_locked(
     let mut blocks = Blocks::new(plan.seed);
     let mut comparison = Comparison::empty(variants, plan, cpus.is_some());
     thread::scope(|scope| {
-        let open = |workload: Workload, variant| {
+        let over = |place: usize| Over(variants[place].name.to_owned());
+        let open = |workload: Workload, (place, variant)| {
             Lane::open(scope, variant, workload, plan, cpus)
-                .with_context(|| format!("cannot measure {workload:?} over {}", variant.name))
+                .with_context(|| format!("{workload:?}"))
+                .with_context(|| over(place))
         };
-        let all = |workload| variants.iter().map(move |variant| open(workload, variant)).collect::<Result<Vec<_>>>();
+        let all = |workload| {
+            variants.iter().enumerate().map(move |variant| open(workload, variant)).collect::<Result<Vec<_>>>()
+        };
         let lanes = plan.workloads.iter().map(|workload| all(*workload)).collect::<Result<Vec<_>>>()?;
         for _ in 0..plan.blocks {
             // What is compared is measured close together: all variants under one workload, then the next.
             for (workload, lanes) in lanes.iter().enumerate() {
-                let measure = |place: usize| lanes[place].measure();
+                let measure = |place: usize| lanes[place].measure().with_context(|| over(place));
                 let samples = blocks.once(lanes.len(), measure, |repeats| {
                     done += 1;
                     total += usize::from(repeats);

@@ -5,7 +5,7 @@ use super::super::peer::{Peer, Way};
 use super::super::result::{Cell, Results};
 use super::markdown::{capital, cells_of, columns, losses, nanoseconds, show};
 use super::plot::{self, Bar, Line};
-use super::{circumstances, machine, summary};
+use super::{blocks, circumstances, machine, summary};
 use crate::lab::Measure;
 
 const STYLE: &str = include_str!("style.css");
@@ -57,6 +57,7 @@ fn lost(results: &Results) -> String {
 fn judged(goals: &[Judged]) -> String {
     let rows = goals.iter().map(|goal| {
         let (found, met) = cells_of(goal);
+        let met = escape(&met);
         let class = match goal.met {
             Some(true) => "met",
             Some(false) => "missed",
@@ -116,9 +117,10 @@ fn cell_plot(cell: &Cell) -> String {
         format!("<tr><td>{}</td>{columns}</tr>\n", escape(row.peer.name()))
     });
     let table = format!(
-        "<details><summary>numbers</summary><div class=\"wide\"><table><thead><tr><th>peer</th><th>rate</th>\
+        "<details><summary>numbers, of {}</summary><div class=\"wide\"><table><thead><tr><th>peer</th><th>rate</th>\
          <th>to direct veth</th><th>nsnet to it</th><th>added ns</th><th>sender’s cost</th><th>lost</th></tr></thead>\
          <tbody>\n{}</tbody></table></div></details>",
+        blocks(cell),
         rows.collect::<String>()
     );
     figure(&format!("{}, relative to a direct veth", cell.load.name()), &svg, &table)

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::super::goals::Judged;
+use super::super::goals::{Judged, digits};
 use super::super::peer::{Peer, Way};
 use super::super::result::{Cell, Results};
-use super::{circumstances, machine, summary};
+use super::{blocks, circumstances, machine, summary};
 use crate::lab::{Measure, Ratio};
 
 /// The whole report.
@@ -64,18 +64,19 @@ fn judged(text: &mut String, goals: &[Judged]) {
 }
 
 /// What was found, and whether it is enough, in words.
-pub(super) fn cells_of(goal: &Judged) -> (String, &'static str) {
-    let met = match goal.met {
-        Some(true) => "met",
-        Some(false) => "not met",
-        None => "not measured",
+pub(super) fn cells_of(goal: &Judged) -> (String, String) {
+    let met = match (goal.met, &goal.obstacle) {
+        (Some(true), _) => "met".to_owned(),
+        (Some(false), _) => "not met".to_owned(),
+        (None, Some(obstacle)) => format!("not measured: {obstacle}"),
+        (None, None) => "not measured".to_owned(),
     };
     (goal.found.map_or_else(|| "–".to_owned(), |found| found.to_string()), met)
 }
 
 fn table(text: &mut String, cell: &Cell) {
     let noise = cell.noise(Measure::Rate).map_or_else(|| "–".to_owned(), |noise| show(&noise));
-    line(text, &format!("### {}\n\nA/A {noise}\n", cell.load.name()));
+    line(text, &format!("### {}\n\n{}; direct veth to itself {noise}\n", cell.load.name(), capital(&blocks(cell))));
     line(
         text,
         "| peer | rate | to direct veth | nsnet to it | added ns | sender's cost to direct | lost |\n|---|---|---|---|---|---|---|",
@@ -105,7 +106,12 @@ pub(super) fn columns(cell: &Cell, peer: Peer) -> [String; 6] {
     let measure = if counted { Measure::Instructions } else { Measure::Cpu };
     let cost = if cell.load.is_packets() { ratio(measure, peer, Peer::Direct) } else { none() };
     let loss = median(Measure::Loss).unwrap_or_default();
-    let loss = if loss < 0.0005 { "0".to_owned() } else { format!("{:.1} %", loss * 100.0) };
+    let loss = match loss {
+        // Programs of others do not tell it.
+        _ if cell.load.is_outer() => none(),
+        loss if loss < 0.0005 => "0".to_owned(),
+        loss => format!("{:.1} %", loss * 100.0),
+    };
     [shown, ratio(Measure::Rate, peer, Peer::Direct), ratio(Measure::Rate, Peer::Nsnet, peer), added, cost, loss]
 }
 
@@ -154,11 +160,13 @@ pub(super) fn nanoseconds(ns: &Ratio) -> String {
 
 /// A ratio with its interval.
 pub(super) fn show(ratio: &Ratio) -> String {
-    if ratio.high.is_infinite() {
+    let Ratio { median, low, high, .. } = ratio;
+    let digits = digits(*median);
+    if high.is_infinite() {
         // One block gives none.
-        return format!("{:.2}", ratio.median);
+        return format!("{median:.digits$}");
     }
-    format!("{:.2} [{:.2}–{:.2}]", ratio.median, ratio.low, ratio.high)
+    format!("{median:.digits$} [{low:.digits$}–{high:.digits$}]")
 }
 
 pub(super) fn capital(text: &str) -> String {

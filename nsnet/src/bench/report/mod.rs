@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::goals::{Judged, judge};
-use super::result::Results;
+use super::result::{Cell, Results};
 
 pub use html::html;
 pub use markdown::markdown;
+
+/// A figure to publish has no fewer blocks.
+const ENOUGH_BLOCKS: usize = 20;
 
 /// Writes all three into `folder`, which is made; says where the page is.
 ///
@@ -63,24 +66,40 @@ fn machine(results: &Results) -> String {
 
 /// How far it is to be trusted, in one line.
 fn circumstances(results: &Results) -> String {
-    let sum = |of: fn(&super::result::Cell) -> u32| results.cells.iter().map(of).sum::<u32>();
+    let sum = |of: fn(&Cell) -> u32| results.cells.iter().map(of).sum::<u32>();
     let blocks = results.cells.iter().flat_map(|cell| cell.rows.first()).map(|row| row.rate.len());
     let (fewest, most) = (blocks.clone().min().unwrap_or(0), blocks.max().unwrap_or(0));
-    let blocks = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
+    let blocks = if fewest == most { in_blocks(most) } else { format!("{fewest} to {}", in_blocks(most)) };
+    let few = if fewest < ENOUGH_BLOCKS {
+        format!(". Where they are fewer than {ENOUGH_BLOCKS} it is a quick look, and no figure to publish")
+    } else {
+        String::new()
+    };
+    let interrupted =
+        if results.interrupted { ". The run was interrupted: this is what was measured until then" } else { "" };
     format!(
-        "{blocks} blocks for each cell, in each of which every peer is measured once, in random order; ratios within a \
+        "{blocks} for each cell, in each of which every peer is measured once, in random order; ratios within a \
          block, their median, and a 95 % bootstrap interval; {} blocks measured again for stolen CPU time, {} counted \
-         in spite of it",
+         in spite of it{few}{interrupted}",
         sum(|cell| cell.repeated),
         sum(|cell| cell.disturbed)
     )
+}
+
+/// How many blocks a cell has, in words.
+fn blocks(cell: &Cell) -> String {
+    in_blocks(cell.rows.first().map_or(0, |row| row.rate.len()))
+}
+
+fn in_blocks(count: usize) -> String {
+    if count == 1 { "1 block".to_owned() } else { format!("{count} blocks") }
 }
 
 /// Fixed results for tests.
 #[cfg(test)]
 pub(in crate::bench) fn example() -> Results {
     use super::peer::{Peer, Way};
-    use super::result::{Axis, Cell, Figure, LeftOut, Load, Machine, Point, Quantity, VERSION};
+    use super::result::{Axis, Figure, LeftOut, Load, Machine, Point, Quantity, VERSION};
     use crate::lab::compare::Sample;
 
     let cell = |way, load, point, rates: &[(Peer, f64)]| {
@@ -115,6 +134,7 @@ pub(in crate::bench) fn example() -> Results {
         ],
         figures: vec![Figure { of: Quantity::FlowMemory, peer: Peer::Nsnet, count: 100_000, value: 256.0 }],
         left_out: vec![LeftOut { what: "iperf3".into(), why: "there is no iperf3".into() }],
+        interrupted: false,
     }
 }
 
@@ -136,7 +156,19 @@ mod tests {
 
     #[test]
     fn says_how_far_to_trust_it() {
-        assert!(circumstances(&example()).starts_with("8 blocks for each cell"));
+        let text = circumstances(&example());
+        assert!(
+            text.starts_with("8 blocks for each cell") && text.contains("fewer than 20 it is a quick look"),
+            "{text}"
+        );
+        assert!(!text.contains("interrupted"), "{text}");
+        let mut more = Results { interrupted: true, ..example() };
+        for row in more.cells.iter_mut().flat_map(|cell| &mut cell.rows) {
+            row.rate.resize(20, 1.0);
+        }
+        let text = circumstances(&more);
+        assert!(text.starts_with("20 blocks") && !text.contains("quick look"), "{text}");
+        assert!(text.ends_with("interrupted: this is what was measured until then"), "{text}");
         assert!(machine(&example()).contains("counts no instructions, one CPU for both ends; quick run, 4 minutes"));
     }
 }

@@ -26,8 +26,10 @@ pub(super) struct Bar {
 
 /// Bars from 0 with intervals; `reference` is a line and a band around it.
 pub(super) fn bars(title: &str, bars: &[Bar], reference: Option<(f64, f64, f64)>) -> String {
-    let ends = bars.iter().map(|bar| bar.high.max(bar.middle)).filter(|end| end.is_finite());
-    let most = ends.chain(reference.map(|(_, _, high)| high)).fold(0.0, f64::max).max(1e-9) * 1.03;
+    // Single blocks have intervals without end.
+    let ends = bars.iter().flat_map(|bar| [bar.middle, bar.high]);
+    let ends = ends.chain(reference.into_iter().flat_map(|(middle, _, high)| [middle, high]));
+    let most = ends.filter(|end| end.is_finite()).fold(0.0, f64::max).max(1e-9) * 1.03;
     let at = |value: f64| (value / most).clamp(0.0, 1.0) * WIDTH;
     let height = ROW * bars.len() as f64 + 4.0;
     let mut svg = open(title, height);
@@ -151,6 +153,8 @@ mod tests {
         // Infinite intervals come from single blocks.
         let svg = bars("t", &[Bar { low: 0.0, high: f64::INFINITY, ..bar(1.0) }], None);
         assert!(!svg.contains("inf") && !svg.contains("NaN"), "{svg}");
+        let svg = bars("t", &[Bar { low: 0.0, high: f64::INFINITY, ..bar(0.5) }], Some((1.0, 0.0, f64::INFINITY)));
+        assert!(svg.contains("width=\"174.8\" height=\"8\""), "{svg}");
     }
 
     #[test]
