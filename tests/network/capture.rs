@@ -359,7 +359,7 @@ fn two_at_once_and_one_that_is_killed() -> Result<()> {
     film.signal(Signal::SIGKILL)?;
     ensure!(!film.wait()?.0.success(), "it was not killed");
     // A lease, which the programs take back when it has run out.
-    let now = || nsnet::kernel::capture::monotonic();
+    let now = || nsnet::kernel::clock::monotonic();
     let host = bed.lab.ns("host")?;
     let lease = || nsnet::kernel::capture::lease(&host);
     ensure!(lease()? > now()?, "it is not on");

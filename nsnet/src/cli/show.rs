@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Answer;
 use super::output::{self, Format, Table};
-use crate::kernel::capture::monotonic;
+use crate::kernel::clock::monotonic;
 use crate::kernel::host::Host;
 use crate::model::state::Member;
 

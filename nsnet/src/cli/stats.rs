@@ -16,8 +16,7 @@ use super::capture::time;
 use super::interrupt::Interrupt;
 use super::output::{self, Format, Table};
 use super::stream::{Stream, until_closed};
-use crate::kernel::capture::clock_offset;
-use crate::kernel::capture::monotonic;
+use crate::kernel::clock::{clock_offset, monotonic};
 use crate::kernel::host::Host;
 use crate::model::traffic::{Look, PortName, Rates, short};
 

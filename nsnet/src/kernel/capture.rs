@@ -17,11 +17,11 @@ use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use nsnet_common::layout::{CAPTURE_LEASE_NS, Capture, Capturing, Event, names};
 use zerocopy::FromBytes as _;
 
+use super::clock::monotonic;
 use super::dataplane::{Dataplane, refused};
 use super::error::{Doing as _, KernelError, Result};
 use super::host::Host;
@@ -214,16 +214,4 @@ pub fn lease(host: &NetNs) -> Result<u64> {
 /// Whether a process is there. It may be one that we may not send a signal to.
 fn is_running(pid: u32) -> bool {
     i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
-}
-
-/// The clock that the dataplane stamps with, nanoseconds.
-pub fn monotonic() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).doing(|| "read the clock")?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
-}
-
-/// What the clock of day is ahead of that, nanoseconds.
-pub fn clock_offset() -> Result<u64> {
-    let day = clock_gettime(ClockId::CLOCK_REALTIME).doing(|| "read the clock of day")?;
-    Ok((day.tv_sec() as u64 * 1_000_000_000 + day.tv_nsec() as u64).wrapping_sub(monotonic()?))
 }

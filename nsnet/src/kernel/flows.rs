@@ -17,7 +17,8 @@ use nsnet_common::layout::{Flow, Flow4, FlowKey, FlowKey4, MappingKey, NetworkId
 use zerocopy::FromBytes;
 
 use super::batch;
-use super::error::{Doing as _, KernelError, Result};
+use super::clock::seconds;
+use super::error::{KernelError, Result};
 use super::maps::{Maps, found, get_slot, set_slot};
 use crate::model::flow::{Connection, Filter, Party};
 
@@ -310,10 +311,4 @@ impl Key for FlowKey {
     fn of(key: &FlowKey) -> Self {
         *key
     }
-}
-
-/// The clock of [`About::seen`](nsnet_common::layout::About).
-pub(super) fn seconds() -> Result<u32> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).doing(|| "read the clock")?;
-    Ok(now.tv_sec() as u32)
 }

@@ -7,8 +7,8 @@ use nsnet_common::layout::{Mapping, MappingKey, NetworkId, PortId, names};
 use nsnet_common::wire::IpProtocol;
 
 use super::batch;
+use super::clock::seconds;
 use super::error::{KernelError, Result};
-use super::flows::seconds;
 use super::maps::{Maps, found};
 
 /// A mapping, whose two entries are one here.

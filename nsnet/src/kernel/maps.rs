@@ -15,7 +15,7 @@ use nsnet_common::layout::{
 use nsnet_common::verdict::DropReason;
 use nsnet_common::wire::{IpAddress, Mac};
 
-use super::capture::monotonic;
+use super::clock::monotonic;
 use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
 use super::pins::{Pins, UPGRADE};

@@ -7,6 +7,7 @@ pub mod batch;
 mod bpf;
 pub mod capture;
 pub mod cgroup;
+pub mod clock;
 pub mod clsact;
 pub mod dataplane;
 pub mod error;

@@ -16,9 +16,9 @@ use nsnet_common::sweep::Named;
 use zerocopy::FromBytes;
 
 use super::batch::{self, Reader};
+use super::clock::seconds;
 use super::dataplane::{Dataplane, refused};
 use super::error::{Doing as _, Result};
-use super::flows::seconds;
 use super::maps::Maps;
 
 /// The tables in which entries die.

@@ -14,7 +14,7 @@ use super::super::drops::{Kept, owner};
 use super::super::output::{Format, text};
 use super::super::stats;
 use super::app::{App, Cell, Column, Order, Pane, Row, Tab};
-use crate::kernel::capture::{clock_offset, monotonic};
+use crate::kernel::clock::{clock_offset, monotonic};
 use crate::kernel::flows::Look as Which;
 use crate::kernel::host::Host;
 use crate::model::capture::interfaces::Interfaces;

@@ -17,16 +17,14 @@ mod open;
 mod sender;
 mod test_run;
 
-use nix::time::{ClockId, clock_gettime};
-use nsnet_common::layout::whole_seconds;
-
 use self::copy::Copy;
 pub use self::copy::action;
 use self::globals::Globals;
 use self::live::Live;
 use self::open::OpenMaps;
 pub use self::sender::{Departure, Wish, from_host, from_namespace, from_outside};
-use super::error::{Doing as _, KernelError, Result};
+use super::clock;
+use super::error::{KernelError, Result};
 use super::host::Host;
 use crate::model::explain::walk::{Arrival, Pass, walk};
 
@@ -90,8 +88,7 @@ impl Explainer {
         let mut tries = 0;
         loop {
             tries += 1;
-            let now = clock(ClockId::CLOCK_MONOTONIC)?;
-            let seconds = whole_seconds(clock(ClockId::CLOCK_MONOTONIC_COARSE)?);
+            let (now, seconds) = (clock::monotonic()?, clock::seconds()?);
             let asker = self.copy.asker(arrival.entrance.ifindex())?;
             let live = Live::new(&self.live, &asker, self.secret, now, seconds);
             let passes = walk(arrival, &live);
@@ -105,9 +102,4 @@ impl Explainer {
             }
         }
     }
-}
-
-fn clock(id: ClockId) -> Result<u64> {
-    let now = clock_gettime(id).doing(|| "read the clock")?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
