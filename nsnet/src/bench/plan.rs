@@ -84,7 +84,7 @@ impl Effort {
         match self {
             Effort::Smoke => 1,
             Effort::Quick => 8,
-            Effort::Full => 30,
+            Effort::Full => 24,
         }
     }
 
@@ -95,7 +95,7 @@ impl Effort {
         {
             let peers = Peer::ALL.into_iter().filter(|peer| carries(*peer, way, load)).collect();
             // Those of others take seconds for each peer.
-            let blocks = selection.blocks(if load.is_outer() { 6 } else { self.blocks() });
+            let blocks = selection.blocks(if load.is_outer() { 3 } else { self.blocks() });
             tasks.push(Task { way, load, peers, blocks });
         }
         tasks.retain(|task| selection.ways.is_empty() || selection.ways.contains(&task.way));
@@ -228,7 +228,7 @@ mod tests {
             blocks: None,
         };
         let peers = vec![Peer::Direct, Peer::DirectAgain, Peer::Nsnet];
-        let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 30 };
+        let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 24 };
         assert_eq!(Effort::Full.tasks(&selection), [task]);
         assert!(Effort::Full.curves(&selection).is_empty());
     }
