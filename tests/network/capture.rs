@@ -12,7 +12,7 @@ use nsnet::lab::{TcpServer, UdpEcho, tcp, udp};
 use nsnet_common::verdict::DropReason;
 use serde_json::Value;
 
-use super::bed::{Bed, Counters, V4, growth, until};
+use super::bed::{Bed, Counters, Scratch, V4, growth, until};
 use super::film::{Film, Shot, read, shots, tshark};
 use super::outside_bed::{FAMILIES, Outside, host, nobody, wan};
 use super::packet::Packet;
@@ -306,6 +306,31 @@ fn an_end_is_found() -> Result<()> {
     ensure!(status.success() && told.contains("0 packets captured, nothing lost"), "{status}: {told}");
     ensure!(began.elapsed() >= Duration::from_millis(500), "after {:?}", began.elapsed());
     assert_eq!(shots(film.path())?.len(), 0);
+    Ok(())
+}
+
+/// What cannot be written ends it: with the file's name, and no word of nothing being lost.
+#[test]
+fn a_file_that_cannot_grow() -> Result<()> {
+    let bed = Bed::new(V4, &["red", "blue"])?;
+    let (red, blue) = (bed.at("red"), bed.at("blue"));
+    let file = Scratch(std::env::temp_dir().join(bed.lab.name("short.pcapng")));
+    let capture = bed.lab.command(["capture", "--all", "--duration", "10", "-w"]);
+    let mut limited = std::process::Command::new("sh");
+    // 4 KiB; without the trap the signal would end it.
+    limited.args(["-c", "ulimit -f 8; trap '' XFSZ; exec \"$@\"", "sh"]).arg(capture.get_program());
+    limited.args(capture.get_args()).arg(&file.0).stderr(Stdio::piped());
+    let mut capture = limited.spawn()?;
+    let pinging = || {
+        red.run(|| ping(blue.v4.into(), 1, 56, SECOND))?;
+        Ok(capture.try_wait()?.is_some())
+    };
+    until(10 * SECOND, pinging)?;
+    let output = capture.wait_with_output()?;
+    let told = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(1) && !told.contains("nothing lost"), "{}: {told}", output.status);
+    ensure!(told.contains(&format!("cannot write {}: File too large", file.0.display())), "{told}");
+    ensure!(told.contains("at least ") && !told.contains("at least 0 "), "{told}");
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::Answer;
 use super::args::{prefix, seconds};
 use super::interrupt::Interrupt;
-use super::output::{self, Format};
+use super::output::{self, Format, Named};
 use super::stream::{Stream, until_closed};
 use crate::kernel::capture::{Request, Session};
 use crate::kernel::clock::{clock_offset, monotonic};
@@ -91,17 +91,25 @@ pub(super) fn capture(host: &Host, format: Format, args: &CaptureArgs) -> Answer
     output::note("capturing; Ctrl-C ends it");
     let deadline = args.duration.map(|duration| Instant::now() + duration);
     let joiner = Joiner::default();
-    let mut run = Run { host, args, session, joiner, filter, names, sink, captured: 0, last: None };
+    let mut run = Run { host, args, session, joiner, filter, names, sink, captured: 0, written: 0, last: None };
     let outcome = run.until(|| interrupt.is_set() || deadline.is_some_and(|deadline| Instant::now() >= deadline));
     run.session.stop();
     let lost = run.session.lost()?;
     let outcome = outcome.and_then(|()| run.sink.finish(lost));
-    output::note(&summary(run.captured, lost));
+    match &outcome {
+        Ok(()) => output::note(&summary(run.captured, lost)),
+        // What lies in a buffer is not told from what is on its way.
+        Err(_) => output::note(&format!("at least {} written before it ended", packets(run.written))),
+    }
     until_closed(outcome)
 }
 
+fn packets(count: u64) -> String {
+    if count == 1 { "1 packet".to_owned() } else { format!("{count} packets") }
+}
+
 fn summary(captured: u64, lost: u64) -> String {
-    let packets = if captured == 1 { "1 packet".to_owned() } else { format!("{captured} packets") };
+    let packets = packets(captured);
     match lost {
         0 => format!("{packets} captured, nothing lost"),
         _ => format!("{packets} captured, {lost} events lost: too many for the ring; a smaller --snaplen makes room"),
@@ -131,12 +139,12 @@ impl CaptureArgs {
             // What others said is nobody's business.
             let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(path);
             let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-            return Ok(Some(Box::new(file)));
+            return Ok(Some(Box::new(Named::new(file, path.display().to_string()))));
         }
         if io::stdout().is_terminal() {
             bail!("cannot write pcapng to a terminal; say -w FILE, or pipe it: `nsnet capture -w - | tshark -r -`");
         }
-        Ok(Some(Box::new(io::stdout())))
+        Ok(Some(Box::new(output::stdout())))
     }
 }
 
@@ -150,6 +158,8 @@ struct Run<'a> {
     names: Interfaces,
     sink: Sink,
     captured: u64,
+    /// Those of them that are out of our hands.
+    written: u64,
     /// The id of the last packet that is wanted, whose other side is to come.
     last: Option<u64>,
 }
@@ -195,14 +205,20 @@ impl Run<'_> {
             let now = if is_end && is_empty { u64::MAX } else { monotonic()? };
             while let Some(record) = self.joiner.pop(now, &self.filter, &self.names) {
                 if self.write(&record)? {
-                    return self.sink.flush().map(|()| true);
+                    return self.flush().map(|()| true);
                 }
             }
             if is_empty {
-                self.sink.flush()?;
+                self.flush()?;
                 return Ok(self.last.is_some());
             }
         }
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.sink.flush()?;
+        self.written = self.captured;
+        Ok(())
     }
 
     /// Writes a record, if it is wanted; `true` when it was the last.

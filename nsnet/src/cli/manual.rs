@@ -12,8 +12,8 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use super::Answer;
-use super::examples;
 use super::stream::until_closed;
+use super::{examples, output};
 
 /// For those who administer a system (man(1)).
 const SECTION: &str = "8";
@@ -66,7 +66,7 @@ pub(super) fn man(args: &ManArgs) -> Answer {
 }
 
 fn print(text: &[u8]) -> Answer {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = output::stdout();
     until_closed(stdout.write_all(text).and_then(|()| stdout.flush()).map_err(anyhow::Error::from))
 }
 

@@ -52,7 +52,7 @@ pub fn run() -> ExitCode {
     let parsed = grammar.try_get_matches_from_mut(std::env::args_os());
     let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words).map_err(|error| error.format(&mut grammar))) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&grammar, &error),
     };
     match dispatch(&cli) {
         Ok(code) => code,
@@ -116,8 +116,8 @@ fn dispatch(cli: &Cli) -> Answer {
     }
 }
 
-/// Help and version are answers; anything else clap says is a usage error, cut to its first line.
-fn usage(error: &clap::Error) -> ExitCode {
+/// Help and version are answers; anything else clap says is a usage error, told in one line.
+fn usage(grammar: &clap::Command, error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
@@ -127,10 +127,75 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _printed = error.print();
         return if is_answer { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
-    let asked_for_json = std::env::args().any(|arg| arg == "json" || arg.ends_with("=json") || arg == "-ojson");
-    let text = error.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let message = lines.join(" ").trim_start_matches("error: ").to_owned();
-    output::error(if asked_for_json { Format::Json } else { Format::Table }, &format!("{message}; see `nsnet help`"));
+    // Not all that is typed is UTF-8.
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let asked_for_json = words.iter().any(|word| word == "json" || word.ends_with("=json") || word == "-ojson");
+    let message = format!("{}; see `nsnet help{}`", in_one_line(&error.to_string()), verb(grammar, &words));
+    output::error(if asked_for_json { Format::Json } else { Format::Table }, &message);
     ExitCode::from(2)
+}
+
+/// What clap says, with its tips and without its usage.
+fn in_one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    let mut message = String::new();
+    for line in lines {
+        match (line.strip_prefix("tip: "), message.is_empty()) {
+            (_, true) => message.push_str(line.trim_start_matches("error: ")),
+            (Some(tip), false) => message.push_str(&format!("; {tip}")),
+            (None, false) => message.push_str(&format!(" {line}")),
+        }
+    }
+    message
+}
+
+/// The verb that `words` begin with, each of its words after a blank.
+fn verb(grammar: &clap::Command, words: &[String]) -> String {
+    let takes_value = |word: &str| {
+        grammar.get_arguments().filter(|option| option.get_action().takes_values()).any(|option| {
+            option.get_long().is_some_and(|long| word.strip_prefix("--") == Some(long))
+                || option.get_short().is_some_and(|short| word.strip_prefix('-') == Some(short.to_string().as_str()))
+        })
+    };
+    let (mut at, mut verb) = (grammar, String::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if takes_value(word) {
+            words.next();
+        } else if let Some(below) = at.find_subcommand(word) {
+            verb = format!("{verb} {}", below.get_name());
+            at = below;
+        } else if !word.starts_with('-') {
+            break;
+        }
+    }
+    verb
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_keeps_its_tip_and_names_the_verb() {
+        for (line, expected) in [
+            (
+                "statu",
+                "unrecognized subcommand 'statu'; some similar subcommands exist: 'stats', 'status'; see `nsnet help`",
+            ),
+            (
+                "--host-ns ns ns ad x",
+                "unrecognized subcommand 'ad'; a similar subcommand exists: 'add'; see `nsnet help ns`",
+            ),
+            ("ns add a/b", "invalid value 'a/b' for '<NAME>...': a name is 1 to 15"),
+            ("attach n", "the following required arguments were not provided: <NS>; see `nsnet help attach`"),
+        ] {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            let mut grammar = examples::command();
+            let error = grammar.try_get_matches_from_mut(["nsnet".to_owned()].iter().chain(&words)).unwrap_err();
+            let told = format!("{}; see `nsnet help{}`", in_one_line(&error.to_string()), verb(&grammar, &words));
+            assert!(told.starts_with(expected), "{line}: {told}");
+        }
+    }
 }

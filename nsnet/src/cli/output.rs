@@ -9,6 +9,8 @@ use clap::ValueEnum;
 use comfy_table::presets::NOTHING;
 use serde_json::{Map, Value, json};
 
+use crate::kernel::stderr;
+
 /// How answers are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -88,9 +90,43 @@ pub(super) fn print_json(value: &Value) -> io::Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
+/// Something to write to, whose errors say what could not be written.
+#[derive(Debug)]
+pub(super) struct Named<W> {
+    to: W,
+    name: String,
+}
+
+impl<W: io::Write> Named<W> {
+    /// `to`, which is called `name`.
+    pub(super) fn new(to: W, name: impl Into<String>) -> Self {
+        Self { to, name: name.into() }
+    }
+
+    /// An error of the same kind: a closed pipe is known by it.
+    fn named(&self, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("cannot write {}: {error}", self.name))
+    }
+}
+
+impl<W: io::Write> io::Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.to.write(bytes).map_err(|error| self.named(&error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush().map_err(|error| self.named(&error))
+    }
+}
+
+/// Where answers go.
+pub(super) fn stdout() -> Named<io::Stdout> {
+    Named::new(io::stdout(), "the answer")
+}
+
 /// Prints a line of the answer. A reader that has closed its end (`| head`) has read enough: that is no failure.
 pub(super) fn line(text: &str) -> io::Result<()> {
-    match writeln!(io::stdout().lock(), "{text}") {
+    match writeln!(stdout(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
@@ -100,14 +136,14 @@ pub(super) fn line(text: &str) -> io::Result<()> {
 pub(super) fn error(format: Format, message: &str) {
     let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match format {
-        Format::Table => eprintln!("nsnet: {message}"),
-        Format::Json => eprintln!("{}", json!({ "error": message })),
+        Format::Table => note(&message),
+        Format::Json => stderr::tell(json!({ "error": message })),
     }
 }
 
 /// Tells the user something beside the answer.
 pub(super) fn note(message: &str) {
-    eprintln!("nsnet: {message}");
+    stderr::tell(format_args!("nsnet: {message}"));
 }
 
 /// Does `work`; when it takes over a second and somebody watches, says so.
@@ -149,6 +185,26 @@ pub(super) fn text(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        struct Full(io::ErrorKind);
+        impl io::Write for Full {
+            fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(self.0.into())
+            }
+        }
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::BrokenPipe] {
+            let mut file = Named::new(Full(kind), "x.pcapng");
+            for error in [writeln!(file, "a line").unwrap_err(), file.flush().unwrap_err()] {
+                assert_eq!(error.kind(), kind);
+                assert_eq!(error.to_string(), format!("cannot write x.pcapng: {kind}"));
+            }
+        }
+    }
 
     #[test]
     fn a_table_and_its_json_have_the_same_columns() {

@@ -152,7 +152,7 @@ impl Place {
         // A line that does not fit would become two, and what does not fit below would scroll away.
         let (columns, rows) = size()?;
         let lines = fitting(text, columns.into(), usize::from(rows).saturating_sub(1));
-        let mut stdout = io::stdout().lock();
+        let mut stdout = output::stdout();
         if self.lines > 0 {
             stdout.queue(MoveToPreviousLine(self.lines.min(rows.saturating_sub(1))))?;
         }

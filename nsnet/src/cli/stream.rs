@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::Answer;
-use super::output::{Format, text};
+use super::output::{self, Format, Named, text};
 
 /// Rows that are held back to see how wide the columns are.
 const HELD: usize = 500;
 
 /// Rows on their way out.
 #[derive(Debug)]
-pub(super) struct Stream<W: io::Write = BufWriter<Stdout>> {
+pub(super) struct Stream<W: io::Write = BufWriter<Named<Stdout>>> {
     to: W,
     shape: Shape,
     columns: &'static [&'static str],
@@ -42,7 +42,7 @@ impl Stream {
             Format::Table => Shape::Table,
             Format::Json => Shape::Array,
         };
-        Self::to(BufWriter::new(io::stdout()), shape, columns)
+        Self::to(BufWriter::new(output::stdout()), shape, columns)
     }
 
     /// The same for an answer without an end.

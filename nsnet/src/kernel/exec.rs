@@ -14,6 +14,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::error::{Doing, KernelError, Result};
 use super::netns::{NetNs, path_of};
+use super::stderr;
 
 const NONE: Option<&str> = None;
 
@@ -61,7 +62,7 @@ fn bind_etc(files: &Path) -> Result<()> {
         // As iproute2: a file that cannot be laid over another is told and left out.
         if let Err(why) = mount(Some(&entry.path()), &over, NONE, MsFlags::MS_BIND, NONE) {
             let what = format!("bind {} over {}", entry.path().display(), over.display());
-            eprintln!("warning: {}", KernelError::new(what, why));
+            stderr::tell(format_args!("warning: {}", KernelError::new(what, why)));
         }
     }
     Ok(())

@@ -46,6 +46,7 @@ mod selfcheck;
 mod signals;
 pub mod sockets;
 mod stages;
+pub(crate) mod stderr;
 mod steps;
 pub mod store;
 mod strays;

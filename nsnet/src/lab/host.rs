@@ -17,6 +17,7 @@ use crate::kernel::features::WITHOUT;
 use crate::kernel::named;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
+use crate::kernel::stderr;
 use crate::kernel::sysctl;
 use crate::kernel::veth::VethSpec;
 
@@ -120,11 +121,11 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Err(error) = self.nsnet("down") {
-            eprintln!("lab {}: {error:#}", self.prefix);
+            stderr::tell(format_args!("lab {}: {error:#}", self.prefix));
         }
         for name in self.made.iter().rev() {
             if let Err(error) = named::delete(name) {
-                eprintln!("lab {}: {error}", self.prefix);
+                stderr::tell(format_args!("lab {}: {error}", self.prefix));
             }
         }
     }
