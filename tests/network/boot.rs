@@ -229,7 +229,7 @@ fn a_full_disk_refuses_before_anything_is_changed() -> Result<()> {
         r#"
         nsnet network add v-net-0 --subnet 192.168.15.0/24 --masquerade
         dd if=/dev/zero of=/run/nsnet/filler bs=4k count=9 2>/dev/null || true
-        refused "No space left" attach v-net-0 "$RED"
+        refused "make room in /run" attach v-net-0 "$RED"
         refused "No space left" network del v-net-0
         nsnet status
         rm /run/nsnet/filler
@@ -237,6 +237,26 @@ fn a_full_disk_refuses_before_anything_is_changed() -> Result<()> {
         nsnet status
         dd if=/dev/zero of=/run/nsnet/filler bs=4k count=9 2>/dev/null || true
         # Taking everything down needs no room.
+        nsnet down
+        "#,
+    )
+}
+
+/// Where nothing can be written, what only reads still does, and what changes something says why it cannot.
+#[test]
+fn a_read_only_folder_can_be_read() -> Result<()> {
+    let mut lab = lab()?;
+    lab.make("red")?;
+    succeeds(
+        &lab,
+        "size=1m",
+        r#"
+        nsnet network add v-net-0 --subnet 192.168.15.0/24 --masquerade
+        mount -o remount,bind,ro /run/nsnet
+        for verb in status plan "network list" drops; do nsnet $verb > /dev/null; done
+        refused "Read-only file system (os error 30); mount /run/nsnet for writing" attach v-net-0 "$RED"
+        mount -o remount,bind,rw /run/nsnet
+        nsnet attach v-net-0 "$RED"
         nsnet down
         "#,
     )

@@ -78,8 +78,10 @@ impl Host {
         let place = place::leave_private_mount_namespace()?;
         let ns = match which {
             None => NetNs::current()?,
-            Some(path) if path.contains('/') => NetNs::open(Path::new(path))?,
-            Some(name) => NetNs::named(name)?,
+            Some(path) if path.contains('/') => NetNs::open(Path::new(path))
+                .map_err(|error| not_there(error, "say the path of a namespace, such as /proc/PID/ns/net"))?,
+            Some(name) => NetNs::named(name)
+                .map_err(|error| not_there(error, "`ip netns add NAME` makes it; a path has a slash in it"))?,
         };
         ns.enter()?;
         let key = format!("{:x}", ns.cookie()?);
@@ -142,10 +144,7 @@ impl Host {
 
     /// A member namespace, which must not be the host's own.
     pub fn member(&self, name: &str) -> Result<NetNs> {
-        let ns = NetNs::named(name).map_err(|error| match error.errno() {
-            Some(Errno::ENOENT) => error.with_remedy("`nsnet ns add` makes it"),
-            _ => error,
-        })?;
+        let ns = NetNs::named(name).map_err(|error| not_there(error, "`nsnet ns add` makes it"))?;
         if ns.id() == self.ns.id() {
             return Err(KernelError::refused(format!("use namespace {name}"), "it is the one that acts as host"));
         }
@@ -410,6 +409,11 @@ impl Host {
             Err(error) => (self.on_note)(&format!("{error}; the next verb tries again")),
         }
     }
+}
+
+/// What is to be done about a namespace that is not there.
+fn not_there(error: KernelError, remedy: &'static str) -> KernelError {
+    if error.errno() == Some(Errno::ENOENT) { error.with_remedy(remedy) } else { error }
 }
 
 /// Whether a step enters something into the dataplane, or puts a program somewhere.

@@ -64,7 +64,12 @@ impl Lock {
 fn open(path: &Path, sharing: Sharing) -> Result<Option<File>> {
     let mut options = OpenOptions::new();
     // Nobody but root reads it, and nobody leads us elsewhere.
-    options.write(true).create(sharing == Sharing::Alone).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    match sharing {
+        Sharing::Alone => options.write(true).create(true),
+        // Who only looks can do so where nothing can be written.
+        Sharing::WithReaders => options.read(true),
+    };
     match options.open(path) {
         Err(error) if sharing == Sharing::WithReaders && error.kind() == ErrorKind::NotFound => Ok(None),
         file => file.map(Some).doing(|| format!("open {}", path.display())),

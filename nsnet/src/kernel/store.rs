@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
@@ -61,13 +62,14 @@ impl Store {
     /// The files of `host`, held against all other verbs until dropped. `on_wait` is told when that takes over a second.
     pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
         prepare_folder()?;
-        Self::swept(Self::with(host, Lock::taken(&lock_path(host), Sharing::Alone, on_wait)?)?)
+        let lock = Lock::taken(&lock_path(host), Sharing::Alone, on_wait).map_err(not_writable)?;
+        Self::swept(Self::with(host, lock)?)
     }
 
     /// The same without waiting: `None` when another verb holds it.
     pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
         prepare_folder()?;
-        let lock = Lock::if_free(&lock_path(host), Sharing::Alone)?;
+        let lock = Lock::if_free(&lock_path(host), Sharing::Alone).map_err(not_writable)?;
         lock.map(|lock| Self::with(host, Some(lock)).and_then(Self::swept)).transpose()
     }
 
@@ -91,10 +93,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(self.empty()),
             Err(error) => return Err(error).doing(what),
         };
-        let record: Record = serde_json::from_str(&text).map_err(|error| {
-            KernelError::refused(what(), format!("it is damaged ({error})"))
-                .with_remedy("`nsnet down` removes everything of this host that the kernel shows")
-        })?;
+        let record: Record = serde_json::from_str(&text).map_err(|error| unreadable(&what(), &error))?;
         Ok(if record.boot == self.boot { record } else { self.empty() })
     }
 
@@ -158,7 +157,7 @@ impl Store {
             // /run is memory, where this is for nothing. Where it is not, the name must not outrun what it names.
             file.sync_all()
         });
-        written.doing(what).inspect_err(|_| drop(remove(path)))
+        written.doing(what).map_err(not_writable).inspect_err(|_| drop(remove(path)))
     }
 
     fn empty(&self) -> Record {
@@ -173,6 +172,27 @@ impl Drop for Store {
             let _left_for_the_next = fs::remove_file(self.path.with_extension("lock"));
         }
     }
+}
+
+/// What is to be done where nothing can be written.
+fn not_writable(error: KernelError) -> KernelError {
+    match error.errno() {
+        Some(Errno::ENOSPC | Errno::EDQUOT) => error.with_remedy("make room in /run"),
+        Some(Errno::EROFS) => error.with_remedy("mount /run/nsnet for writing"),
+        _ => error,
+    }
+}
+
+/// What is whole but has something unknown in it is of an nsnet that knows more; it is nothing to throw away.
+fn unreadable(what: &str, error: &serde_json::Error) -> KernelError {
+    let said = error.to_string();
+    if error.is_data() && said.starts_with("unknown ") {
+        let unknown = said.split(',').next().unwrap_or_default();
+        return KernelError::refused(what, format_args!("it was written by a newer nsnet ({unknown})"))
+            .with_remedy("use that one");
+    }
+    KernelError::refused(what, format_args!("it is damaged ({said})"))
+        .with_remedy("`nsnet down` removes everything of this host that the kernel shows")
 }
 
 fn lock_path(host: &str) -> PathBuf {
@@ -227,4 +247,25 @@ pub(crate) fn remove_all(host: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_newer_one_wrote_is_told_from_what_is_damaged() {
+        let state = r#"{"boot":"b","state":{"namespaces":{"red":{"made":true}}}}"#;
+        assert!(serde_json::from_str::<Record>(state).is_ok());
+        let told = |text: &str| unreadable("read x", &serde_json::from_str::<Record>(text).unwrap_err()).to_string();
+        assert_eq!(
+            told(&state.replace("true}", "true,\"shared\":true}")),
+            "cannot read x: it was written by a newer nsnet (unknown field `shared`); use that one"
+        );
+        let step = state.replace("}}}}", "}}},\"under_way\":[{\"Levitate\":1}]}");
+        assert!(told(&step).contains("newer nsnet (unknown variant `Levitate`)"), "{}", told(&step));
+        for torn in [&state[..state.len() - 9], "", "\0\0\0\0", r#"{"boot":"b"}"#, &state.replace("red", "../x")] {
+            assert!(told(torn).contains("it is damaged") && told(torn).contains("`nsnet down`"), "{}", told(torn));
+        }
+    }
 }

@@ -40,9 +40,7 @@ pub(crate) fn look_around_keeping(
     } else {
         let candidates = candidates(host, kept)?;
         for network in with_a_way_out.filter(|network| !known.contains_key(&network.name)) {
-            if let Some(choice) = &network.outside.uplink {
-                state.check_uplink(choice, &candidates)?;
-            }
+            state.check_uplink(network, &candidates)?;
         }
         state.choose_uplinks(&candidates, !host.features.tcx)?;
     }

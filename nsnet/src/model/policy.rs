@@ -30,6 +30,8 @@ pub struct Outside {
     /// There is no way out, and none in.
     pub internal: bool,
     /// What leaves goes up to the host's own stack, whose forwarding and firewall decide what becomes of it.
+    // Not written where it is not so: an nsnet that does not know it can go on with the rest.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub punt: bool,
     /// Namespaces of other networks are not reached, nor do they reach these. Two networks reach each other when
     /// neither is isolated.
@@ -134,7 +136,10 @@ impl Outside {
         }
         if let Some(range) = self.snat_ports.filter(|range| !SNAT_PORTS.contains(&range.first())) {
             let least = SNAT_PORTS.start();
-            return refuse(format_args!("network {network}: --snat-ports {range} begins below {least}"));
+            return refuse(format_args!(
+                "network {network}: SNAT ports {range} begin below {least}, where the host's own services are; \
+                 say {least} or a higher one"
+            ));
         }
         for (position, ip) in self.snat_sources.iter().enumerate() {
             let has_family = if ip.is_ipv4() { families.0 } else { families.1 };

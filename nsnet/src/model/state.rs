@@ -1,4 +1,7 @@
 //! The desired state of one host, as it is kept in its file.
+//!
+//! A field that is added is not written while it has its default, so that an older nsnet, which refuses what it does not
+//! know, can go on with a state that makes no use of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -125,7 +128,7 @@ pub struct Attachment {
     #[serde(default)]
     pub trusted: bool,
     /// Whether nothing passes between it and others that are isolated.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
 }
 
@@ -240,7 +243,9 @@ impl State {
     pub fn network(&self, name: &Name) -> Result<&Network> {
         match self.networks.get(name) {
             Some(network) => Ok(network),
-            None => refuse(format_args!("no network {name}; `nsnet network add {name} --subnet CIDR` makes it")),
+            None => refuse(format_args!(
+                "no network {name}; make it by `nsnet network add {name} --subnet CIDR`, or [[network]] in a file"
+            )),
         }
     }
 
@@ -373,6 +378,31 @@ mod tests {
         assert_eq!(state.networks.values().next().unwrap().outside, Outside::default(), "of an older version");
         assert!(serde_json::from_str::<State>(r#"{"surprise":1}"#).is_err());
         assert!(serde_json::from_str::<State>(r#"{"namespaces":{"../x":{"made":true}}}"#).is_err());
+    }
+
+    #[test]
+    fn what_is_new_and_not_used_is_not_written() {
+        let port = |isolated| Attachment {
+            network: "n".parse().unwrap(),
+            ns: "red".parse().unwrap(),
+            port: 1,
+            mac: Mac::ZERO,
+            mac_given: false,
+            ips: Vec::new(),
+            inner: String::new(),
+            outer: String::new(),
+            learn: false,
+            trusted: false,
+            isolated,
+        };
+        let outside = |punt| Outside { punt, ..Outside::default() };
+        for used in [false, true] {
+            let text = serde_json::to_string(&(port(used), outside(used))).unwrap();
+            // A network that is isolated is older than ports that are.
+            let (of_port, of_network) = text.split_once("},{").unwrap();
+            assert_eq!((of_port.contains("isolated"), of_network.contains("punt")), (used, used), "{text}");
+            assert_eq!(serde_json::from_str::<(Attachment, Outside)>(&text).unwrap(), (port(used), outside(used)));
+        }
     }
 
     #[test]

@@ -141,15 +141,21 @@ impl State {
     }
 
     /// Fails when `candidates` lack the uplink that was asked for, or when it cannot be one.
-    pub(crate) fn check_uplink(&self, choice: &UplinkChoice, candidates: &[Candidate]) -> Result<()> {
-        let UplinkChoice::Named(name) = choice else { return Ok(()) };
+    pub(crate) fn check_uplink(&self, network: &Network, candidates: &[Candidate]) -> Result<()> {
+        let Some(UplinkChoice::Named(name)) = &network.outside.uplink else { return Ok(()) };
+        let what = format!("network {}: uplink {name}", network.name);
         match candidates.iter().find(|candidate| candidate.name == *name) {
-            None => refuse(format_args!("uplink {name}: the host has no interface of this name")),
+            None => {
+                let fit = candidates.iter().filter(|candidate| candidate.is_ethernet && !self.is_ours(candidate));
+                let fit: Vec<&str> = fit.map(|candidate| candidate.name.as_str()).collect();
+                let fit = if fit.is_empty() { String::new() } else { format!(" ({})", fit.join(", ")) };
+                refuse(format_args!("{what}: the host has no interface of this name; name one that it has{fit}"))
+            }
             Some(candidate) if self.is_ours(candidate) => {
-                refuse(format_args!("uplink {name}: it leads to no outside; choose another interface"))
+                refuse(format_args!("{what}: it leads to no outside; choose another interface"))
             }
             Some(candidate) if !candidate.is_ethernet => {
-                refuse(format_args!("uplink {name}: it is no Ethernet interface; choose another"))
+                refuse(format_args!("{what}: it is no Ethernet interface; choose another"))
             }
             Some(_) => Ok(()),
         }
@@ -242,10 +248,18 @@ mod tests {
         assert_eq!(chosen(&mut one, &host()), ["eth3"], "it may be down for now");
         assert_eq!(one.named_uplink(named("eth3").uplink.as_ref()), Some(5));
         assert_eq!(one.named_uplink(named("eth9").uplink.as_ref()), None);
+        let check = |name: &str| one.check_uplink(&network("v-net-1", 2, named(name)), &host());
         for bad in ["eth9", "lo", "tun0", "v-net-0", "v-net-0-end"] {
-            assert!(one.check_uplink(&bad.parse().unwrap(), &host()).unwrap_err().to_string().contains(bad));
+            let refusal = check(bad).unwrap_err().to_string();
+            assert!(refusal.starts_with(&format!("network v-net-1: uplink {bad}: ")), "{refusal}");
         }
-        assert!(one.check_uplink(&"eth0".parse().unwrap(), &host()).is_ok());
+        assert!(
+            check("eth9")
+                .unwrap_err()
+                .to_string()
+                .ends_with("name one that it has (eth0, eth1, eth2, eth3, bond-port)")
+        );
+        assert!(check("eth0").is_ok());
         let mut both = state(&[("v-net-0", named("eth3")), ("v-net-1", Outside::default())]);
         assert_eq!(chosen(&mut both, &host()), ["eth0", "eth2", "eth3"]);
     }
