@@ -138,8 +138,18 @@ fn a_file_is_made_so_kept_so_and_taken_down() -> Result<()> {
     lab.nsnet("publish add @red 8080:80")?;
     assert_eq!(steps(&lab, "plan", ALL)?, Vec::<Value>::new());
 
-    let gone = apply(&lab, "")?;
+    // A file of nothing is more likely one that somebody failed to write.
+    let there = World::of(&lab)?;
+    for verb in ["plan", "apply"] {
+        let output = given(&lab, &[verb, "-f", "-"], "# nothing\n")?;
+        assert_eq!(output.status.code(), Some(1), "{}", words(&output));
+        let told = complaint(&output)?;
+        assert_eq!(told, "nsnet: stdin: it declares nothing; `nsnet down` takes everything down\n");
+    }
+    assert_eq!(World::of(&lab)?, there);
+    let gone = apply(&lab, "[[ns]]\nname = \"@red\"\n")?;
     assert!(gone.iter().all(|step| step["action"] == "remove"), "{gone:?}");
+    lab.nsnet("ns del @red")?;
     assert_eq!(World::of(&lab)?, before);
     apply(&lab, ALL)?;
     lab.nsnet("down")?;
@@ -318,7 +328,9 @@ fn foreign_namespaces_are_used_and_left() -> Result<()> {
     for text in [format!("{network}{attach}"), declared.clone()] {
         apply(&lab, &text)?;
         assert!(pings(&lab, "host", "192.168.15.1")?);
-        apply(&lab, "")?;
+        let gone = apply(&lab, "[[ns]]\nname = \"@wan\"\n")?;
+        assert!(gone.iter().any(|step| step["action"] == "remove"), "{gone:?}");
+        lab.nsnet("ns del @wan")?;
         assert_eq!(World::of(&lab)?, before);
     }
     // Gone, it is made by us, and goes with us.

@@ -1,8 +1,10 @@
 //! What is refused: with which exit code, in one line that names it, and with nothing changed.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result};
 use nsnet::lab::Lab;
@@ -141,8 +143,8 @@ fn subnets_and_gateways() -> Result<()> {
 fn mtus() -> Result<()> {
     let lab = set_up()?;
     for (mtu, code, named) in [
-        ("0", FAILED, "0"),
-        ("67", FAILED, "67"),
+        ("0", USAGE, "68"),
+        ("67", USAGE, "67 is not in 68..=65535"),
         ("-1", USAGE, "-1"),
         ("65536", USAGE, "65536"),
         ("1e3", USAGE, "1e3"),
@@ -266,6 +268,78 @@ fn empty_lists_are_empty_arrays() -> Result<()> {
     }
     assert_eq!(lab.json("status")?["drift"], serde_json::json!([]));
     assert!(lab.json("ns list")?.is_array());
+    Ok(())
+}
+
+/// A disk that is full behind `>` or `2>`.
+fn full() -> Result<Stdio> {
+    Ok(File::options().write(true).open("/dev/full")?.into())
+}
+
+/// Whoever cannot be told: what is done is done all the same, with the exit code that it has.
+#[test]
+fn a_broken_stderr_breaks_nothing() -> Result<()> {
+    let lab = lab()?;
+    let run = |line: &str| -> Result<Output> { Ok(lab.command(words(&lab, line)).stderr(full()?).output()?) };
+    for (line, code) in [
+        ("-v ns add @red", 0),
+        ("-v network add v-net-0 --subnet 192.168.15.0/24 --masquerade", 0),
+        ("-v attach v-net-0 @red", 0),
+        ("network show nope", FAILED),
+        ("-o json network show nope", FAILED),
+        ("no-such-verb", USAGE),
+    ] {
+        let output = run(line)?;
+        assert_eq!(output.status.code(), Some(code), "`{line}`: {output:?}");
+    }
+    let status = lab.json("status")?;
+    assert!(status["attachments"] == 1 && status["drift"] == serde_json::json!([]), "{status}");
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_an_error() -> Result<()> {
+    let lab = set_up()?;
+    for line in [
+        "status",
+        "network list",
+        "-o json network list",
+        "plan",
+        "stats",
+        "ct list",
+        "-o json ct list",
+        "schema",
+        "man",
+        "completions bash",
+    ] {
+        let output = lab.command(words(&lab, line)).stdout(full()?).output()?;
+        assert_eq!(output.status.code(), Some(FAILED), "`{line}`: {output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("cannot write the answer: No space left"), "`{line}`: {told}");
+        // A reader that has read enough is another matter.
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = lab.command(words(&lab, line)).stdout(writer).output()?;
+        assert!(output.status.success() && output.stderr.is_empty(), "`{line}`: {output:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_text() -> Result<()> {
+    let lab = lab()?;
+    let word = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    for (words, code) in [
+        (vec![word(b"ns"), word(b"add"), word(b"\xff\xfe")], USAGE),
+        (vec![word(b"--host-ns"), word(b"\xff"), word(b"status")], USAGE),
+        (vec![word(b"plan"), word(b"-f"), word(b"/no\xff")], FAILED),
+    ] {
+        for format in ["table", "json"] {
+            let output = lab.command(["-o", format]).args(&words).output()?;
+            assert_eq!(output.status.code(), Some(code), "{words:?}: {output:?}");
+            assert_eq!(complaint(&output)?.starts_with('{'), format == "json", "{words:?}: {output:?}");
+        }
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::request::{AttachRequest, CableRequest, NetworkRequest, NsRequest, PublishArgs, RouteRequest};
 use super::{Result, refuse};
 
-/// What is to be there, and nothing else: what is not in the file is taken away.
+/// What is to be there, and nothing else: what is not in the file is taken away. A file that declares nothing is refused.
 ///
 /// What a table leaves out is chosen, and stays as it was chosen. The order of tables does not matter.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -55,6 +55,10 @@ impl Declaration {
             }
         };
         match serde_path_to_error::deserialize::<_, Self>(deserializer) {
+            // A program that was to write it and failed must not take the host down.
+            Ok(declaration) if declaration.is_empty() => {
+                refuse("it declares nothing; `nsnet down` takes everything down")
+            }
             Ok(declaration) => Ok(Self { lines, ..declaration }),
             Err(error) => {
                 let (table, key) = place(error.path());
@@ -63,6 +67,16 @@ impl Declaration {
                 refuse(format_args!("{}{what}", at(error.span())))
             }
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        let Self { ns, network, attach, cable, route, publish, lines: _ } = self;
+        ns.is_empty()
+            && network.is_empty()
+            && attach.is_empty()
+            && cable.is_empty()
+            && route.is_empty()
+            && publish.is_empty()
     }
 
     /// The JSON schema of such a file.
@@ -160,7 +174,7 @@ mod tests {
             ("[[ns]]\nname = \"a/b\"\n", "line 2: name in [[ns]]: a name is 1 to 15"),
             (
                 "[[network]]\nname = \"n\"\nsubnet = [\n\"10.0.0.0/24\",\n\"x\"]\n",
-                "line 5: subnet in [[network]]: \"x\": invalid IP",
+                "line 5: subnet in [[network]]: \"x\": say an address and a prefix length",
             ),
             (
                 "[[network]]\nname = \"n\"\nsubnet = 5\n",
@@ -193,13 +207,17 @@ mod tests {
             ),
             ("[[route]]\nns = \"r\"\ndest = \"zz\"\n", "line 3: dest in [[route]]: say a prefix"),
             (
+                "[[route]]\nns = \"r\"\ndest = \"10.60.1.1/16\"\n",
+                "line 3: dest in [[route]]: it has bits set after the prefix; say 10.60.0.0/16",
+            ),
+            (
                 "[[route]]\nns = \"r\"\ndest = \"default\"\nword = \"via\"\n",
                 "line 4: [[route]] has no key word (keys: ns, dest, via)",
             ),
             ("[[publish]]\nns = \"r\"\nport = \"zz\"\n", "line 3: port in [[publish]]: \"zz\": a port is a number"),
             (
                 "[[cable]]\na = \"r\"\nb = \"s\"\naddress_a = \"10.0.0.1\"\n",
-                "line 4: address_a in [[cable]]: invalid IP",
+                "line 4: address_a in [[cable]]: \"10.0.0.1\": the prefix length is missing; say 10.0.0.1/24",
             ),
         ] {
             let refusal = Declaration::read(text).unwrap_err().to_string();
@@ -215,7 +233,14 @@ mod tests {
         assert_eq!(read.ns.iter().map(|ns| read.line(ns)).collect::<Vec<_>>(), [2, 6]);
         assert_eq!(read.line(&read.publish[0]), 8);
         assert_eq!(read.publish[0].get_ref().port.len(), 2);
-        assert!(Declaration::read("").unwrap().ns.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_no_declaration() {
+        for text in ["", "\n", "# host.toml\n", "ns = []\nnetwork = []\n"] {
+            let refusal = Declaration::read(text).unwrap_err().to_string();
+            assert_eq!(refusal, "it declares nothing; `nsnet down` takes everything down", "{text:?}");
+        }
     }
 
     #[test]

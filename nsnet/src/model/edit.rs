@@ -12,6 +12,7 @@ use super::request::{CableRequest, RouteRequest};
 use super::state::{Cable, CableEnd, Namespace, Route, State, Subnet};
 use super::{Result, refuse};
 pub(super) use attachment::Choice;
+pub(super) use network::MTU_IPV4;
 
 impl State {
     /// Takes note of a namespace; `made` when it is ours to delete.

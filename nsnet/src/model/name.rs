@@ -59,6 +59,12 @@ impl fmt::Display for Name {
     }
 }
 
+/// Whether the kernel has this name for something else: every namespace's loopback, and the folders for all and for new
+/// interfaces in /proc/sys/net/ipv4/conf.
+pub fn is_reserved(interface: &str) -> bool {
+    matches!(interface, "lo" | "all" | "default")
+}
+
 /// The interface in namespace `ns`: `veth-red`.
 pub fn inner_interface(ns: &Name) -> String {
     fitting(format!("veth-{ns}"), || format!("veth-{}", short_hash(ns.as_str())))

@@ -15,7 +15,7 @@ use nsnet_common::wire::Mac;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::edit::default_route;
+use super::edit::{MTU_IPV4, default_route};
 use super::mode::{Mode, Modes};
 use super::name::Name;
 use super::policy::{Filtering, Outside, Timeout, UplinkChoice};
@@ -39,8 +39,8 @@ pub struct NetworkRequest {
     /// The network, and the name of the host's interface in it
     pub name: Name,
     /// Subnets, IPv4 and IPv6
-    #[arg(long, required = true, num_args = 1.., value_name = "CIDR")]
-    #[serde(deserialize_with = "text::one_or_more")]
+    #[arg(long, required = true, num_args = 1.., value_name = "CIDR", value_parser = prefix)]
+    #[serde(deserialize_with = "text::subnets")]
     #[schemars(schema_with = "text::prefixes")]
     pub subnet: Vec<IpNet>,
     /// The host's addresses; the last usable one of each subnet when left out
@@ -49,7 +49,7 @@ pub struct NetworkRequest {
     #[schemars(schema_with = "text::addresses")]
     pub gateway: Vec<IpAddr>,
     /// Longest packet in bytes, without the Ethernet header; that of the default route's interface when left out
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MTU_IPV4)..))]
     pub mtu: Option<u16>,
     /// What leaves the network gets an address of the host's
     #[arg(long)]
@@ -150,11 +150,13 @@ pub struct CableRequest {
     #[arg(value_name = "NS_B")]
     pub b: Name,
     /// Address of the first one's end
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = prefix)]
+    #[serde(default, deserialize_with = "text::with_prefix")]
     #[schemars(schema_with = "text::prefix")]
     pub address_a: Option<IpNet>,
     /// Address of the second one's end
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = prefix)]
+    #[serde(default, deserialize_with = "text::with_prefix")]
     #[schemars(schema_with = "text::prefix")]
     pub address_b: Option<IpNet>,
 }
@@ -221,7 +223,11 @@ impl FromStr for Dest {
             return Ok(Self::Default);
         }
         let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        parsed.map(Self::Net).ok_or_else(|| "say a prefix such as 192.168.1.0/24, or `default`".to_owned())
+        let net = parsed.ok_or_else(|| "say a prefix such as 192.168.1.0/24, or `default`".to_owned())?;
+        match net.trunc() {
+            meant if meant == net => Ok(Self::Net(net)),
+            meant => Err(format!("it has bits set after the prefix; say {meant}")),
+        }
     }
 }
 
@@ -302,6 +308,49 @@ impl AttachRequest {
     }
 }
 
+/// An address with a prefix length.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_not_one| {
+        let (ip, length) = text.split_once('/').map_or((text, None), |(ip, length)| (ip, Some(length)));
+        match (ip.parse::<IpAddr>(), length) {
+            (Err(_), _) => "say an address and a prefix length, such as 192.168.15.0/24".to_owned(),
+            (Ok(ip), None) => format!("the prefix length is missing; say {ip}/{}", if ip.is_ipv4() { 24 } else { 64 }),
+            (Ok(ip), Some(_)) => format!("a prefix length is 0 to {}", if ip.is_ipv4() { 32 } else { 128 }),
+        }
+    })
+}
+
 fn yes() -> bool {
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lacks_of_a_prefix_is_said() {
+        for (text, told) in [
+            ("10.1.0.0", "the prefix length is missing; say 10.1.0.0/24"),
+            ("fd00::1", "the prefix length is missing; say fd00::1/64"),
+            ("10.1.0.0/33", "a prefix length is 0 to 32"),
+            ("10.1.0.0/", "a prefix length is 0 to 32"),
+            ("fd00::/129", "a prefix length is 0 to 128"),
+            ("x/24", "say an address and a prefix length, such as 192.168.15.0/24"),
+        ] {
+            assert_eq!(prefix(text), Err(told.to_owned()), "{text}");
+        }
+        assert!(prefix("10.1.0.1/24").is_ok(), "an end of a cable has such an address");
+    }
+
+    #[test]
+    fn a_destination_is_a_prefix_and_nothing_more() {
+        assert_eq!(
+            "10.60.1.1/16".parse::<Dest>(),
+            Err("it has bits set after the prefix; say 10.60.0.0/16".to_owned())
+        );
+        for good in ["10.60.0.0/16", "10.60.1.1", "10.60.1.1/32", "::/0", "default"] {
+            assert!(good.parse::<Dest>().is_ok(), "{good}");
+        }
+    }
 }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use nsnet_common::wire::Mac;
 
 use super::default_route;
-use crate::model::name::{Name, further_interfaces, inner_interface, outer_interface};
+use super::network::listed;
+use crate::model::name::{Name, further_interfaces, inner_interface, is_reserved, outer_interface};
 use crate::model::request::AttachRequest;
 use crate::model::state::{Attachment, Network, Route, State, Subnet};
 use crate::model::{Result, ipam, refuse};
@@ -102,10 +103,14 @@ impl State {
         let ports = self.attachments.iter().filter(|port| port.network == *name);
         let mut taken: HashSet<IpAddr> = ports.flat_map(|port| port.ips.iter().copied()).collect();
         taken.extend(network.subnets.iter().map(|subnet| subnet.gateway));
-        for ip in &request.ip {
+        for (position, ip) in request.ip.iter().enumerate() {
             let Some(subnet) = network.subnet_of(*ip) else {
-                return refuse(format_args!("attach {ns}: address {ip} is in no subnet of network {name}"));
+                let subnets = listed(network.subnets.iter().map(|subnet| subnet.net));
+                return refuse(format_args!("attach {ns}: address {ip} is in no subnet of network {name} ({subnets})"));
             };
+            if request.ip[..position].contains(ip) {
+                return refuse(format_args!("attach {ns}: address {ip} is given twice; leave one out"));
+            }
             if !ipam::is_usable(&subnet.net, *ip) {
                 return refuse(format_args!("attach {ns}: address {ip} is not a host address of {}", subnet.net));
             }
@@ -139,6 +144,12 @@ impl State {
         let ns = &request.ns;
         let (further_inner, further_outer) = further_interfaces(ns, &request.network);
         let inner = match request.ifname.as_ref().map(Name::as_str).or(had.map(|had| had.inner.as_str())) {
+            Some(asked) if is_reserved(asked) => {
+                return refuse(format_args!(
+                    "attach {ns}: its interface cannot be called {asked}, which the kernel keeps for itself; \
+                     choose another --ifname"
+                ));
+            }
             Some(asked) if self.has_interface(ns, asked) => {
                 return refuse(format_args!(
                     "attach {ns}: it has an interface {asked} already; choose another --ifname"

@@ -3,14 +3,14 @@
 use ipnet::IpNet;
 
 use crate::model::mode::{Mode, Modes};
-use crate::model::name::{Name, unused_end};
+use crate::model::name::{Name, is_reserved, unused_end};
 use crate::model::policy::Outside;
 use crate::model::request::NetworkRequest;
 use crate::model::state::{Network, State, Subnet};
 use crate::model::{Result, ipam, refuse};
 
 /// Smallest MTU of IPv4 (RFC 791) and IPv6 (RFC 8200).
-const MTU_IPV4: u16 = 68;
+pub(in crate::model) const MTU_IPV4: u16 = 68;
 const MTU_IPV6: u16 = 1280;
 
 impl State {
@@ -32,6 +32,11 @@ impl State {
         had: Option<&Network>,
     ) -> Result<Network> {
         let name = &request.name;
+        if is_reserved(name.as_str()) {
+            return refuse(format_args!(
+                "network {name}: its interface cannot have this name, which the kernel keeps for itself; choose another"
+            ));
+        }
         let subnets = subnets_of(request, had)?;
         let outside = outside_of(request, &subnets)?;
         let mtu = request.mtu.or(had.map(|had| had.mtu)).unwrap_or(default_mtu);
@@ -157,7 +162,8 @@ fn subnets_of(request: &NetworkRequest, had: Option<&Network>) -> Result<Vec<Sub
     let mut subnets: Vec<Subnet> = Vec::new();
     for net in &request.subnet {
         if let Some(objection) = ipam::objection(net) {
-            return refuse(format_args!("network {name}: subnet {net}: {objection}"));
+            let meant = if net.trunc() == *net { String::new() } else { format!("; say {}", net.trunc()) };
+            return refuse(format_args!("network {name}: subnet {net}: {objection}{meant}"));
         }
         if let Some(other) = subnets.iter().find(|other| overlap(&other.net, net)) {
             return refuse(format_args!("network {name}: subnets {} and {net} overlap", other.net));
@@ -171,10 +177,16 @@ fn subnets_of(request: &NetworkRequest, had: Option<&Network>) -> Result<Vec<Sub
         subnets.push(Subnet { net: *net, gateway });
     }
     if subnets.is_empty() {
-        return refuse(format_args!("network {name} needs a subnet; say --subnet CIDR"));
+        return refuse(format_args!("network {name} needs a subnet; give it one, such as 192.168.15.0/24"));
     }
     match gateways.first() {
-        Some(stray) => refuse(format_args!("network {name}: gateway {stray} is outside the subnet")),
+        Some(stray) if subnets.iter().any(|subnet| subnet.net.contains(stray)) => {
+            refuse(format_args!("network {name}: gateway {stray} is the second of its subnet; leave one out"))
+        }
+        Some(stray) => {
+            let subnets = subnets.iter().map(|subnet| subnet.net);
+            refuse(format_args!("network {name}: gateway {stray} is in no subnet of it ({})", listed(subnets)))
+        }
         None => Ok(subnets),
     }
 }
@@ -191,6 +203,11 @@ fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside, modes: Mode
     let options = [outside.to_string(), modes.to_string()].into_iter().filter(|words| !words.is_empty());
     let options: String = options.map(|words| format!(", {words}")).collect();
     format!("{}{mtu}{options}", subnets.join(", "))
+}
+
+/// Subnets, for a message.
+pub(super) fn listed(subnets: impl Iterator<Item = IpNet>) -> String {
+    subnets.map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn overlap(one: &IpNet, other: &IpNet) -> bool {

@@ -4,11 +4,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use nsnet_common::wire::Mac;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize as _, Deserializer, Error, SeqAccess, Visitor};
 
-use super::Dest;
+use super::{Dest, prefix as prefix_of};
 use crate::model::name::Name;
 use crate::model::policy::UplinkChoice;
 use crate::model::ports::PortRange;
@@ -69,6 +70,27 @@ impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for OneText<T> {
 
 fn parse<T: FromStr<Err: fmt::Display>, E: Error>(text: &str) -> Result<T, E> {
     text.parse().map_err(|error| E::custom(format_args!("{text:?}: {error}")))
+}
+
+/// An address with a prefix length.
+struct Prefix(IpNet);
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        prefix_of(text).map(Self)
+    }
+}
+
+pub(super) fn subnets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    Ok(one_or_more::<D, Prefix>(deserializer)?.into_iter().map(|Prefix(net)| net).collect())
+}
+
+/// One that may be left out.
+pub(super) fn with_prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+    let Text(Prefix(net)) = Text::deserialize(deserializer)?;
+    Ok(Some(net))
 }
 
 /// A MAC that may be left out.
