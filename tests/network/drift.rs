@@ -408,7 +408,7 @@ fn pins_that_are_gone() -> Result<()> {
     // Connections between namespaces go on; the flows of others begin anew.
     each(
         &[
-            ("all pins", "dataplane", "programs and maps: is missing", |s| Ok(fs::remove_dir_all(s.pins()?)?)),
+            ("all pins", "dataplane", "every program and map is missing", |s| Ok(fs::remove_dir_all(s.pins()?)?)),
             ("a map's pin", "dataplane", "pin maps/PORTS is missing", |s| {
                 Ok(fs::remove_file(s.pins()?.join("maps/PORTS"))?)
             }),

@@ -104,7 +104,7 @@ fn names() -> Result<()> {
 fn subnets_and_gateways() -> Result<()> {
     let lab = set_up()?;
     for (arguments, code, named) in [
-        ("--subnet 10.1.0.0", USAGE, "10.1.0.0"),
+        ("--subnet 10.1.0.0", USAGE, "say 10.1.0.0/24"),
         ("--subnet 10.1.0.0/33", USAGE, "10.1.0.0/33"),
         ("--subnet 10.1.0.256/24", USAGE, "10.1.0.256/24"),
         ("--subnet fd00::/129", USAGE, "fd00::/129"),
@@ -112,7 +112,7 @@ fn subnets_and_gateways() -> Result<()> {
         ("--subnet", USAGE, "--subnet"),
         ("--gateway 10.1.0.1", USAGE, "--subnet"),
         ("--subnet 10.1.0.0/24 --gateway x", USAGE, "x"),
-        ("--subnet 10.1.0.1/24", FAILED, "10.1.0.1/24"),
+        ("--subnet 10.1.0.1/24", FAILED, "10.1.0.1/24: it has bits set after the prefix; say 10.1.0.0/24"),
         ("--subnet 10.1.0.0/32", FAILED, "10.1.0.0/32"),
         ("--subnet fd01::/128", FAILED, "fd01::/128"),
         ("--subnet 127.0.0.0/8", FAILED, "127.0.0.0/8"),
@@ -128,11 +128,11 @@ fn subnets_and_gateways() -> Result<()> {
         ("--subnet fd15::/48", FAILED, "fd15::/48"),
         ("--subnet 192.168.1.0/24", FAILED, "192.168.1.0/24"),
         ("--subnet 10.1.0.0/24 10.1.0.0/25", FAILED, "10.1.0.0/25"),
-        ("--subnet 10.1.0.0/24 --gateway 10.2.0.1", FAILED, "10.2.0.1"),
+        ("--subnet 10.1.0.0/24 --gateway 10.2.0.1", FAILED, "10.2.0.1 is in no subnet of it (10.1.0.0/24)"),
         ("--subnet 10.1.0.0/24 --gateway 10.1.0.0", FAILED, "10.1.0.0"),
         ("--subnet 10.1.0.0/24 --gateway 10.1.0.255", FAILED, "10.1.0.255"),
         ("--subnet 10.1.0.0/24 --gateway fd01::1", FAILED, "fd01::1"),
-        ("--subnet 10.1.0.0/24 --gateway 10.1.0.1 10.1.0.2", FAILED, "10.1.0.2"),
+        ("--subnet 10.1.0.0/24 --gateway 10.1.0.1 10.1.0.2", FAILED, "10.1.0.2 is the second of its subnet"),
     ] {
         judge(&lab, &format!("network add n1 {arguments}"), code, named)?;
     }
@@ -176,7 +176,7 @@ fn attachments() -> Result<()> {
         ("attach v-net-0 @blue --ip 192.168.16.1", FAILED, "192.168.16.1"),
         ("attach v-net-0 @blue --ip fd15::", FAILED, "fd15::"),
         ("attach v-net-0 @blue --ip fd16::1", FAILED, "fd16::1"),
-        ("attach v-net-0 @blue --ip 192.168.15.9 192.168.15.9", FAILED, "192.168.15.9"),
+        ("attach v-net-0 @blue --ip 192.168.15.9 192.168.15.9", FAILED, "192.168.15.9 is given twice"),
         ("attach v-net-0 @blue --ip 192.168.15.9/24", USAGE, "192.168.15.9/24"),
         ("attach v-net-0 @blue --ip 192.168.15.300", USAGE, "192.168.15.300"),
         ("attach v-net-0 @blue --mac 02:00:00:00:00", USAGE, "02:00:00:00:00"),
@@ -186,6 +186,9 @@ fn attachments() -> Result<()> {
         ("attach v-net-0 @blue --mac ff:ff:ff:ff:ff:ff", FAILED, "ff:ff:ff:ff:ff:ff"),
         ("attach v-net-0 @blue --ifname lo", FAILED, "lo"),
         ("attach v-net-0 @blue --ifname all", FAILED, "all"),
+        ("attach v-net-0 @blue --ifname default", FAILED, "default, which the kernel keeps for itself"),
+        ("network add lo --subnet 10.1.0.0/24", FAILED, "network lo"),
+        ("network add default --subnet 10.1.0.0/24", FAILED, "network default"),
         ("attach v-net-0", USAGE, "NS"),
         ("attach", USAGE, "NETWORK"),
     ] {
@@ -210,6 +213,7 @@ fn cables_routes_and_namespaces() -> Result<()> {
         ("cable add @red @blue --address-a 10.0.0.1", USAGE, "10.0.0.1"),
         ("cable add @red", USAGE, "NS_B"),
         ("route add @red x", USAGE, "x"),
+        ("route add @red 10.60.1.1/16", USAGE, "say 10.60.0.0/16"),
         ("route add @red 10.0.0.0/8 via", USAGE, "GATEWAY"),
         ("route add @red 10.0.0.0/8 by 192.168.15.254", USAGE, "by"),
         ("route add @red 10.0.0.0/8 via x", USAGE, "x"),
@@ -234,8 +238,9 @@ fn cables_routes_and_namespaces() -> Result<()> {
 fn the_command_line() -> Result<()> {
     let lab = set_up()?;
     for (line, named) in [
-        ("attatch v-net-0 @blue", "attatch"),
-        ("network ad n1", "ad"),
+        ("attatch v-net-0 @blue", "'attach'; see `nsnet help`"),
+        ("network ad n1", "'add'; see `nsnet help network`"),
+        ("ns exec @red true", "-- <CMD>..."),
         ("network add n1 --subnet 10.1.0.0/24 --colour red", "--colour"),
         ("status now", "now"),
         ("network list --verbose=yes", "--verbose"),

@@ -203,6 +203,12 @@ fn the_view_wants_a_terminal() -> Result<()> {
         let complaint = super::world::complaint(&output)?;
         ensure!(output.status.code() == Some(1) && complaint.contains("stats --watch"), "{line}: {complaint}");
     }
+    // And one that can draw.
+    let top = bed.lab.command(["top"]);
+    let mut dumb = Command::new("env");
+    dumb.arg("TERM=dumb").arg(top.get_program()).args(top.get_args());
+    let (status, told) = OnTerminal::run(&dumb, 200, 24)?.end()?;
+    ensure!(status.code() == Some(1) && told.contains("(TERM=dumb)") && !told.contains('\x1b'), "{status}: {told}");
     Ok(())
 }
 

@@ -2,11 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nsnet::kernel::alive;
 use nsnet::kernel::named;
 use nsnet::kernel::netlink::Netlink;
@@ -91,6 +95,22 @@ fn a_host_without_a_dataplane_is_removed_too() -> Result<()> {
     named::delete(&one.name("host"))?;
     swept(&other, &key)?;
     named::delete(&one.name("red"))?;
+    Ok(())
+}
+
+/// A signal that comes meanwhile is held back until all is down, and its lock is not left either.
+#[test]
+fn a_signal_while_all_is_taken_down_leaves_nothing() -> Result<()> {
+    let (one, _other) = two_hosts()?;
+    let key = key_of(&one)?;
+    let mut down = one.command(["-v", "down"]).stderr(Stdio::piped()).spawn()?;
+    let mut told = BufReader::new(down.stderr.take().context("no stderr")?);
+    told.read_line(&mut String::new())?;
+    kill(Pid::from_raw(down.id().try_into()?), Signal::SIGTERM)?;
+    std::io::copy(&mut told, &mut std::io::sink())?;
+    let status = down.wait()?;
+    ensure!(status.signal() == Some(Signal::SIGTERM as i32), "{status}");
+    ensure!(belongings(&key)?.is_empty(), "left: {:?}", belongings(&key)?);
     Ok(())
 }
 

@@ -114,7 +114,7 @@ fn page(command: &Command, name: &str, verb: &str) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;
-    man.render_synopsis_section(&mut text)?;
+    synopsis(command).to_writer(&mut text)?;
     man.render_description_section(&mut text)?;
     man.render_options_section(&mut text)?;
     if has_verbs {
@@ -147,6 +147,17 @@ fn page(command: &Command, name: &str, verb: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// As `--help` has it: clap_mangen's own does not say what may be given several times, nor where a `--` is due.
+fn synopsis(command: &Command) -> Roff {
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ");
+    let at = usage.find(" [").or_else(|| usage.find(" <")).unwrap_or(usage.len());
+    let (name, arguments) = usage.split_at(at);
+    let mut section = Roff::new();
+    section.control("SH", ["SYNOPSIS"]).text([bold(name), roman(arguments)]);
+    section
+}
+
 #[cfg(test)]
 mod tests {
     use clap::ValueEnum as _;
@@ -176,6 +187,12 @@ mod tests {
         assert!(verbs > 40, "{verbs}");
         let text = String::from_utf8(pages[0].text.clone()).unwrap();
         assert!(pages[0].file == "nsnet.8" && text.contains("EXIT STATUS") && text.contains(".TH nsnet 8"), "{text}");
+        let has = |file: &str, line: &str| {
+            let page = pages.iter().find(|page| page.file == file).unwrap();
+            String::from_utf8(page.text.clone()).unwrap().lines().any(|it| it == line)
+        };
+        assert!(has("nsnet-publish-add.8", "\\fBnsnet publish add\\fR [OPTIONS] <NS> <SPEC>..."));
+        assert!(has("nsnet-ns-exec.8", "\\fBnsnet ns exec\\fR [OPTIONS] <NAME> \\-\\- <CMD>..."));
         // Those below are named as their pages are.
         assert!(text.contains("nsnet\\-ct(8)"), "{text}");
     }

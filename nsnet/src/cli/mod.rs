@@ -130,13 +130,14 @@ fn usage(grammar: &clap::Command, error: &clap::Error) -> ExitCode {
     // Not all that is typed is UTF-8.
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let asked_for_json = words.iter().any(|word| word == "json" || word.ends_with("=json") || word == "-ojson");
-    let message = format!("{}; see `nsnet help{}`", in_one_line(&error.to_string()), verb(grammar, &words));
+    let message = format!("{}; see `nsnet help{}`", in_one_line(error), verb(grammar, &words));
     output::error(if asked_for_json { Format::Json } else { Format::Table }, &message);
     ExitCode::from(2)
 }
 
-/// What clap says, with its tips and without its usage.
-fn in_one_line(text: &str) -> String {
+/// What clap says, with its tips; where it has none for a word that is too many, with its usage.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
     let mut message = String::new();
@@ -147,7 +148,11 @@ fn in_one_line(text: &str) -> String {
             (None, false) => message.push_str(&format!(" {line}")),
         }
     }
-    message
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    match usage.filter(|_| error.kind() == ErrorKind::UnknownArgument && !text.contains("tip: ")) {
+        Some(usage) => format!("{message}; usage: {usage}"),
+        None => message,
+    }
 }
 
 /// The verb that `words` begin with, each of its words after a blank.
@@ -188,13 +193,17 @@ mod tests {
                 "--host-ns ns ns ad x",
                 "unrecognized subcommand 'ad'; a similar subcommand exists: 'add'; see `nsnet help ns`",
             ),
+            (
+                "ns exec red true",
+                "unexpected argument 'true' found; usage: nsnet ns exec [OPTIONS] <NAME> -- <CMD>...; see `nsnet help ns exec`",
+            ),
             ("ns add a/b", "invalid value 'a/b' for '<NAME>...': a name is 1 to 15"),
             ("attach n", "the following required arguments were not provided: <NS>; see `nsnet help attach`"),
         ] {
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
             let mut grammar = examples::command();
             let error = grammar.try_get_matches_from_mut(["nsnet".to_owned()].iter().chain(&words)).unwrap_err();
-            let told = format!("{}; see `nsnet help{}`", in_one_line(&error.to_string()), verb(&grammar, &words));
+            let told = format!("{}; see `nsnet help{}`", in_one_line(&error), verb(&grammar, &words));
             assert!(told.starts_with(expected), "{line}: {told}");
         }
     }

@@ -189,7 +189,7 @@ impl Host {
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
-        self.change_in(&Store::locked(&self.key, self.on_note)?, edit, look)
+        self.change_in(Store::locked(&self.key, self.on_note)?, edit, look)
     }
 
     /// The same without waiting: `None` when another verb is under way, and nothing was done.
@@ -199,32 +199,34 @@ impl Host {
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Option<Change<T>>, anyhow::Error> {
         match Store::locked_if_free(&self.key)? {
-            Some(store) => self.change_in(&store, edit, look).map(Some),
+            Some(store) => self.change_in(store, edit, look).map(Some),
             None => Ok(None),
         }
     }
 
     fn change_in<T>(
         &self,
-        store: &Store,
+        store: Store,
         edit: impl FnOnce(&mut State) -> std::result::Result<T, anyhow::Error>,
         look: impl FnOnce(&State, &T) -> Scope,
     ) -> std::result::Result<Change<T>, anyhow::Error> {
         let _whole = Uninterrupted::begin()?;
-        let old = self.settled(store)?;
+        let old = self.settled(&store)?;
         let change = self.prepare(old, edit, look)?;
         self.check(&change.steps)?;
         if !change.new.is_empty() {
             self.mark();
         }
         let outcome = if !change.steps.is_empty() {
-            self.replace(store, &change.old, &change.new, &change.steps)
+            self.replace(&store, &change.old, &change.new, &change.steps)
         } else if change.new != change.old {
             store.save(&change.new)
         } else {
             Ok(())
         };
-        self.tidy(store);
+        self.tidy(&store);
+        // A signal that was held back ends us before anything else is dropped.
+        drop(store);
         outcome.map(|()| change).map_err(Into::into)
     }
 

@@ -134,7 +134,7 @@ impl Look<'_> {
         let host = self.host;
         self.at(Object::ReservedPorts, |_look| {
             let lost = reserved::missing(&state.reserved_ports())?;
-            let what = "ports in net.ipv4.ip_local_reserved_ports:";
+            let what = "net.ipv4.ip_local_reserved_ports entry";
             Ok((!lost.is_empty()).then(|| Difference::lacks(what, lost)).into_iter().collect())
         })?;
         for uplink in &state.uplinks {
@@ -182,7 +182,7 @@ impl Look<'_> {
             return Ok(is_there.then(|| Difference::extra("programs", "without a network")).into_iter().collect());
         }
         if !self.host.dataplane.loaded()? {
-            return Ok(vec![Difference::missing("programs and maps:")]);
+            return Ok(vec![Difference::missing("every program and map")]);
         }
         if !missing.is_empty() {
             return Ok(missing.iter().map(|pin| Difference::lacks("pin", pin)).collect());

@@ -43,6 +43,8 @@ impl Host {
         self.again(|| store.save(&State::default()))?;
         self.deleted.take();
         self.tidy(&store);
+        // A signal that was held back ends us before anything else is dropped.
+        drop(store);
         Ok(())
     }
 

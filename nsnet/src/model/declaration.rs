@@ -253,6 +253,15 @@ mod tests {
         assert_eq!(network["required"], serde_json::json!(["name", "subnet"]));
         assert_eq!(network["properties"]["isolate"]["default"], true);
         assert!(network["properties"]["name"]["pattern"].is_string());
+        let several = |table: &str, key: &str| schema["$defs"][table]["properties"][key]["anyOf"][1].clone();
+        for (table, key, least) in [
+            ("NetworkRequest", "subnet", 1.into()),
+            ("PublishArgs", "port", 1.into()),
+            ("AttachRequest", "ip", serde_json::Value::Null),
+        ] {
+            assert_eq!(several(table, key)["minItems"], least, "{key}");
+        }
+        assert_eq!(schema["$defs"]["CableRequest"]["required"], serde_json::json!(["a", "b"]));
         assert!(schema["$defs"]["RouteRequest"]["properties"]["word"].is_null());
     }
 }

@@ -47,6 +47,11 @@ pub(super) fn top(host: &Host, format: Format, args: &TopArgs) -> Answer {
     if !io::stdout().is_terminal() {
         bail!("top draws on a terminal, and stdout is none; `nsnet stats --watch` prints the rates of ports in lines");
     }
+    if std::env::var_os("TERM").is_some_and(|kind| kind == "dumb") {
+        bail!(
+            "top draws, which this terminal cannot (TERM=dumb); `nsnet stats --watch` prints the rates of ports in lines"
+        );
+    }
     let interrupt = Interrupt::catch()?;
     let mut sampler = Sampler::new(host)?;
     let mut screen = Screen::open().context("cannot draw on this terminal")?;

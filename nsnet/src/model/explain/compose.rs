@@ -145,6 +145,12 @@ impl Packet {
         {
             return refuse(format_args!("{name} has no ports: say the address alone"));
         }
+        if self.whole && !destination.ip.is_ipv4() {
+            return refuse(format_args!(
+                "--df is for IPv4: a packet of IPv6, as to {}, is never cut on its way",
+                destination.ip
+            ));
+        }
         if self.flags != tcp_flags::SYN && self.what != What::Ip(IpProtocol::TCP) {
             return refuse(format_args!("{name} has no flags: --flags is for tcp"));
         }
@@ -434,6 +440,9 @@ mod tests {
         assert!(refused("icmp", "10.0.0.2", "10.0.0.3:80").contains("has no ports"));
         let flags = Packet { flags: tcp_flags::ACK, ..packet("udp") };
         assert!(flags.check(None, end("10.0.0.3:80")).is_err());
+        let whole = Packet { whole: true, ..packet("icmp") };
+        assert!(whole.check(None, end("fd15::1")).unwrap_err().to_string().starts_with("--df is for IPv4"));
+        assert!(whole.check(None, end("10.0.0.3")).is_ok());
         assert!(packet("tcp").check(None, end("10.0.0.3:80")).is_ok());
         assert_eq!(parse_flags("syn,ack"), Ok(tcp_flags::SYN | tcp_flags::ACK));
         assert!(parse_flags("sin").is_err());

@@ -102,6 +102,10 @@ fn several(of: &Schema) -> Schema {
     json_schema!({ "anyOf": [of, { "type": "array", "items": of }] })
 }
 
+fn at_least_one(of: &Schema) -> Schema {
+    json_schema!({ "anyOf": [of, { "type": "array", "items": of, "minItems": 1 }] })
+}
+
 fn text(pattern: &str, example: &str) -> Schema {
     json_schema!({ "type": "string", "pattern": pattern, "examples": [example] })
 }
@@ -111,7 +115,7 @@ pub(super) fn prefix(_: &mut SchemaGenerator) -> Schema {
 }
 
 pub(super) fn prefixes(generator: &mut SchemaGenerator) -> Schema {
-    several(&prefix(generator))
+    at_least_one(&prefix(generator))
 }
 
 pub(super) fn addresses(_: &mut SchemaGenerator) -> Schema {
@@ -123,7 +127,7 @@ pub(super) fn timeouts(_: &mut SchemaGenerator) -> Schema {
 }
 
 pub(super) fn specs(_: &mut SchemaGenerator) -> Schema {
-    several(&text(r"^(([0-9.]+|\[[0-9a-fA-F:]+\]):)?([0-9-]*:)?[0-9]+(-[0-9]+)?(/[a-zA-Z]+)?$", "8080:80/tcp"))
+    at_least_one(&text(r"^(([0-9.]+|\[[0-9a-fA-F:]+\]):)?([0-9-]*:)?[0-9]+(-[0-9]+)?(/[a-zA-Z]+)?$", "8080:80/tcp"))
 }
 
 pub(super) fn mac_schema(_: &mut SchemaGenerator) -> Schema {
