@@ -39,6 +39,7 @@ pub(super) fn tools(load: Load) -> &'static [&'static str] {
         | Load::Injected64
         | Load::Injected512
         | Load::Injected1400
+        | Load::InjectedV6
         | Load::NewFlows
         | Load::ArpRequests => &[],
     }
@@ -81,6 +82,7 @@ impl Served {
             | Load::Injected64
             | Load::Injected512
             | Load::Injected1400
+            | Load::InjectedV6
             | Load::NewFlows
             | Load::ArpRequests => {
                 bail!("{:?} has no program of its own", self.load)

@@ -125,6 +125,8 @@ pub enum Load {
     Injected512,
     /// 1400 bytes.
     Injected1400,
+    /// 64 bytes of IPv6.
+    InjectedV6,
     /// Injected datagrams, each the first of its flow.
     NewFlows,
     /// Injected ARP requests for one who is there.
@@ -304,6 +306,7 @@ impl Load {
             Load::Injected64 => "injected, 64 B",
             Load::Injected512 => "injected, 512 B",
             Load::Injected1400 => "injected, 1400 B",
+            Load::InjectedV6 => "injected, IPv6, 64 B",
             Load::NewFlows => "injected, new flows",
             Load::ArpRequests => "injected ARP requests",
         }
@@ -319,7 +322,12 @@ impl Load {
             | Load::HttpClose
             | Load::NewFlows
             | Load::ArpRequests => format!("{:.1} k/s", rate / 1e3),
-            Load::Udp64 | Load::Udp64Polled | Load::Injected64 | Load::Injected512 | Load::Injected1400 => {
+            Load::Udp64
+            | Load::Udp64Polled
+            | Load::Injected64
+            | Load::Injected512
+            | Load::Injected1400
+            | Load::InjectedV6 => {
                 format!("{:.1} kpps", rate / 1e3)
             }
         }
@@ -333,6 +341,7 @@ impl Load {
             | Load::Injected64
             | Load::Injected512
             | Load::Injected1400
+            | Load::InjectedV6
             | Load::NewFlows
             | Load::ArpRequests => true,
             Load::Tcp

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::family::ONLY_V4;
 use super::inject::Injector;
 use super::outer::{self, Served};
 use super::peer::{Peer, Way};
@@ -151,12 +152,7 @@ impl Run<'_> {
         for peer in peers.iter().copied().filter(|peer| *peer != Peer::DirectAgain) {
             self.clock.begin(format!("building {}", peer.name()))?;
             let missing: Vec<&str> = peer.tools().iter().copied().filter(|tool| tool::find(tool).is_none()).collect();
-            let built = if missing.is_empty() {
-                // Twice for each namespace: when it is made, and when it is attached.
-                Site::build(peer, size, &mut || self.clock.advance(ATTACH / 2))
-            } else {
-                Err(missing_tools(&missing))
-            };
+            let built = if missing.is_empty() { self.site(peer, size) } else { Err(missing_tools(&missing)) };
             match built {
                 Ok(site) => drop(sites.insert(peer, site)),
                 Err(error) if matches!(peer, Peer::Direct | Peer::Nsnet) => return Err(error),
@@ -165,6 +161,19 @@ impl Run<'_> {
             self.clock.advance(BUILD + PUBLISH * u32::from(size.published))?;
         }
         Ok(sites)
+    }
+
+    /// Builds a site; without IPv6, when it cannot be built with it.
+    fn site(&mut self, peer: Peer, size: Size) -> Result<Site> {
+        // Twice for each namespace: when it is made, and when it is attached.
+        let mut build = |size| Site::build(peer, size, &mut || self.clock.advance(ATTACH / 2));
+        let error = match build(size) {
+            Err(error) if size.families != ONLY_V4 => error,
+            built => return built,
+        };
+        let site = build(Size { families: ONLY_V4, ..size })?;
+        self.leave_out_unless_ended(format!("{}, IPv6", peer.name()), &error)?;
+        Ok(site)
     }
 
     fn tasks(&mut self, tasks: &[Task]) -> Result<()> {

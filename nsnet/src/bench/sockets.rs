@@ -78,6 +78,7 @@ fn workload(load: Load) -> Option<Workload> {
         | Load::Injected64
         | Load::Injected512
         | Load::Injected1400
+        | Load::InjectedV6
         | Load::NewFlows
         | Load::ArpRequests => None,
     }
