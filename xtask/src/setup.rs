@@ -92,7 +92,7 @@ pub(crate) fn test_tools() -> Result<()> {
 }
 
 /// What the bench makes its peers and some of its traffic with, and the packages of these programs.
-const BENCH_TOOLS: [(&str, &str); 10] = [
+const BENCH_TOOLS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("ip6tables-nft-restore", "iptables"),
@@ -103,6 +103,7 @@ const BENCH_TOOLS: [(&str, &str); 10] = [
     ("iperf3", "iperf3"),
     ("nginx", "nginx-light"),
     ("wrk", "wrk"),
+    ("sockperf", "sockperf"),
 ];
 
 /// What the bench calls at run time. It measures without them, too, and says what it leaves out: so a machine without

@@ -33,8 +33,10 @@ const BATCH: u32 = 64;
 /// Frames that find out how fast it goes: first so many, and the rest where these are no slot's work.
 pub(super) const TRIAL: u32 = 4096;
 const FIRST_TRIAL: u32 = BATCH;
-/// Length of the Ethernet header.
+/// Lengths of headers.
 const ETHERNET: usize = 14;
+const V4_HEADER: usize = 20;
+const V6_HEADER: usize = 40;
 const UDP: u8 = 17;
 
 /// The programs, loaded.
@@ -208,10 +210,11 @@ fn ifindex((ns, interface): &(NetNs, String)) -> Result<u32> {
 pub(super) fn datagrams(injection: &Injection, series: Series) -> Template {
     let Injection { macs: [source_mac, destination_mac], ips: [source, destination], .. } = injection;
     let addresses = [octets(*source), octets(*destination)].concat();
-    let (ethertype, shape, ip_header): (u16, u32, fn(u16, &[u8]) -> Vec<u8>) =
-        if source.is_ipv6() { (0x86dd, SHAPE_V6, v6_header) } else { (0x0800, SHAPE_V4, v4_header) };
-    let udp_length = (series.length - ETHERNET - ip_header(0, &addresses).len()) as u16;
-    let ip = ip_header(udp_length, &addresses);
+    let is_v6 = source.is_ipv6();
+    let (ethertype, shape, ip_length) =
+        if is_v6 { (0x86dd_u16, SHAPE_V6, V6_HEADER) } else { (0x0800, SHAPE_V4, V4_HEADER) };
+    let udp_length = (series.length - ETHERNET - ip_length) as u16;
+    let ip = if is_v6 { v6_header(udp_length, &addresses) } else { v4_header(udp_length, &addresses) };
     let ethernet = [&destination_mac[..], source_mac, &ethertype.to_be_bytes()].concat();
     let udp = [&[0, 0, 0, 0][..], &udp_length.to_be_bytes(), &[0, 0]].concat();
     // The pseudo-header, the length in the header, and a payload of zeros.
@@ -230,8 +233,7 @@ pub(super) fn datagrams(injection: &Injection, series: Series) -> Template {
 
 /// Before `payload` bytes of UDP; without options, not to be fragmented.
 fn v4_header(payload: u16, addresses: &[u8]) -> Vec<u8> {
-    const LENGTH: u16 = 20;
-    let length = LENGTH + payload;
+    let length = V4_HEADER as u16 + payload;
     let mut header = [&[0x45, 0][..], &length.to_be_bytes(), &[0, 0, 0x40, 0, 64, UDP, 0, 0], addresses].concat();
     let checksum = !fold(sum(&header));
     header[10..12].copy_from_slice(&checksum.to_be_bytes());

@@ -126,6 +126,8 @@ impl Effort {
             if self == Effort::Full {
                 loads.extend([Load::Injected512, Load::Injected1400, Load::Iperf1, Load::Iperf4]);
                 loads.extend([Load::HttpKeepAlive, Load::HttpClose]);
+                // Three seconds for each turn: once is enough.
+                loads.extend((way == Way::NsToNs).then_some(Load::Sockperf));
             }
         }
         loads
@@ -186,7 +188,7 @@ fn carries(peer: Peer, way: Way, load: Load) -> bool {
         peer.takes_frames()
     } else {
         // The proxy is one of TCP.
-        peer != Peer::Proxy || !matches!(load, Load::Udp64 | Load::Udp64Polled | Load::RoundTrips)
+        peer != Peer::Proxy || !matches!(load, Load::Udp64 | Load::Udp64Polled | Load::RoundTrips | Load::Sockperf)
     };
     // A namespace's kernel has no frames of XDP: its own sockets are not what that is for.
     let by_xdp = peer != Peer::NsnetXdp || load.is_of_known_flows();
@@ -196,7 +198,7 @@ fn carries(peer: Peer, way: Way, load: Load) -> bool {
 impl Load {
     /// Whether a program of others makes it.
     pub(super) fn is_outer(self) -> bool {
-        matches!(self, Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose)
+        matches!(self, Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose | Load::Sockperf)
     }
 
     /// Whether it is injected in the kernel.

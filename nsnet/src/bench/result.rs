@@ -119,6 +119,8 @@ pub enum Load {
     HttpKeepAlive,
     /// nginx and wrk, a connection for each request.
     HttpClose,
+    /// sockperf, datagrams there and back, one at a time.
+    Sockperf,
     /// Injected datagrams, frames of 64 bytes.
     Injected64,
     /// 512 bytes.
@@ -303,6 +305,7 @@ impl Load {
             Load::Iperf4 => "iperf3, 4 streams",
             Load::HttpKeepAlive => "nginx and wrk, keep-alive",
             Load::HttpClose => "nginx and wrk, Connection: close",
+            Load::Sockperf => "sockperf, UDP round trips",
             Load::Injected64 => "injected, 64 B",
             Load::Injected512 => "injected, 512 B",
             Load::Injected1400 => "injected, 1400 B",
@@ -320,6 +323,7 @@ impl Load {
             | Load::Connections
             | Load::HttpKeepAlive
             | Load::HttpClose
+            | Load::Sockperf
             | Load::NewFlows
             | Load::ArpRequests => format!("{:.1} k/s", rate / 1e3),
             Load::Udp64
@@ -350,7 +354,8 @@ impl Load {
             | Load::Iperf1
             | Load::Iperf4
             | Load::HttpKeepAlive
-            | Load::HttpClose => false,
+            | Load::HttpClose
+            | Load::Sockperf => false,
         }
     }
 }

@@ -26,6 +26,8 @@ const AROUND_SLOT: Duration = Duration::from_millis(12);
 const AROUND_INJECTED_SLOT: Duration = Duration::from_millis(80);
 /// Starting and ending a program.
 const AROUND_OUTER_SLOT: Duration = Duration::from_millis(200);
+/// What sockperf waits between its start and its first datagram.
+const BEFORE_SOCKPERF: Duration = Duration::from_secs(2);
 /// About how long a peer takes to build, and what it has to: a namespace, a published port, a flow.
 const BUILD: Duration = Duration::from_millis(600);
 const ATTACH: Duration = Duration::from_millis(30);
@@ -380,7 +382,8 @@ fn missing_tools(missing: &[&str]) -> anyhow::Error {
 /// About how long one peer's turn takes.
 fn turn(effort: Effort, load: Load) -> Duration {
     if load.is_outer() {
-        return effort.outer_slot() + AROUND_OUTER_SLOT;
+        let before = if load == Load::Sockperf { BEFORE_SOCKPERF } else { Duration::ZERO };
+        return effort.outer_slot() + AROUND_OUTER_SLOT + before;
     }
     effort.slot() + if load.is_injected() { AROUND_INJECTED_SLOT } else { AROUND_SLOT }
 }

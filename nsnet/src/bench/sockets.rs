@@ -75,6 +75,7 @@ fn workload(load: Load) -> Option<Workload> {
         | Load::Iperf4
         | Load::HttpKeepAlive
         | Load::HttpClose
+        | Load::Sockperf
         | Load::Injected64
         | Load::Injected512
         | Load::Injected1400

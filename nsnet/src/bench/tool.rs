@@ -18,9 +18,10 @@ pub(super) const CONNTRACK: &str = "conntrack";
 pub(super) const IPERF3: &str = "iperf3";
 pub(super) const NGINX: &str = "nginx";
 pub(super) const WRK: &str = "wrk";
+pub(super) const SOCKPERF: &str = "sockperf";
 
 /// All of them, with the package that has each on Debian: `cargo xtask setup` installs these.
-pub(super) const ALL: [(&str, &str); 10] = [
+pub(super) const ALL: [(&str, &str); 11] = [
     (IP, "iproute2"),
     (IPTABLES_NFT, "iptables"),
     (IP6TABLES_NFT, "iptables"),
@@ -31,6 +32,7 @@ pub(super) const ALL: [(&str, &str); 10] = [
     (IPERF3, "iperf3"),
     (NGINX, "nginx-light"),
     (WRK, "wrk"),
+    (SOCKPERF, "sockperf"),
 ];
 
 /// Finds a program on PATH, and where Debian keeps root's.
