@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(v4[38..40], [0, 30]);
         let v6 = frame(&datagrams(&of_v6(), series), 0, 54, 64);
         assert_eq!((v6[12..15].to_vec(), v6[18..22].to_vec()), (vec![0x86, 0xdd, 0x60], vec![0, 10, UDP, 64]));
-        assert_eq!((v6[22..24].to_vec(), v6[36..40].to_vec()), (vec![0xfd, 0], vec![0xc0, 0xa8, 0, 1]));
+        assert_eq!((v6[22..24].to_vec(), v6[34..38].to_vec()), (vec![0xfd, 0], vec![0xc0, 0xa8, 0, 1]));
         assert_eq!(v6[58..60], [0, 10]);
     }
 

@@ -8,6 +8,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::peer::Peer;
@@ -153,34 +155,39 @@ fn sockperf_sample(output: &str) -> Option<Sample> {
 }
 
 /// A process, ended when dropped.
-struct Server(Child);
+struct Server {
+    process: Child,
+    /// Which it has to end itself.
+    has_children: bool,
+}
 
 impl Server {
     /// What it prints until it ends by itself, which it has to.
     fn finish(mut self) -> Result<String> {
         let begun = Instant::now();
         // What it prints is less than a pipe holds.
-        while self.0.try_wait()?.is_none() {
+        while self.process.try_wait()?.is_none() {
             ensure!(begun.elapsed() < TURN_PATIENCE, "no end after {TURN_PATIENCE:?}");
             sleep(Duration::from_millis(2));
         }
         let mut text = String::new();
-        if let Some(stdout) = &mut self.0.stdout {
+        if let Some(stdout) = &mut self.process.stdout {
             std::io::Read::read_to_string(stdout, &mut text)?;
         }
-        self.0.wait()?;
+        self.process.wait()?;
         Ok(text)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGTERM, so that it ends its own children; it may have ended already.
-        let process = nix::unistd::Pid::from_raw(self.0.id() as i32);
-        if matches!(self.0.try_wait(), Ok(None)) {
-            nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM).ok();
+        // It inherits that SIGTERM waits, as all threads here have it. One with children looks for it nevertheless.
+        let signal = if self.has_children { Signal::SIGTERM } else { Signal::SIGKILL };
+        // It may have ended already.
+        if matches!(self.process.try_wait(), Ok(None)) {
+            kill(Pid::from_raw(self.process.id() as i32), signal).ok();
         }
-        self.0.wait().ok();
+        self.process.wait().ok();
     }
 }
 
@@ -188,7 +195,8 @@ fn spawn(ns: &NetNs, mut command: Command, cpu: Option<usize>) -> Result<Server>
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     // A child inherits the namespace and the CPUs of the thread that starts it.
     let child = ns.run(|| pin(cpu).and_then(|()| Ok(command.spawn()?)))?;
-    Ok(Server(child.with_context(|| format!("cannot run {}", command.get_program().display()))?))
+    let process = child.with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    Ok(Server { process, has_children: false })
 }
 
 /// Where a namespace lists its sockets, and the state of those that wait for the first packet of somebody.
@@ -230,7 +238,8 @@ fn nginx(ns: &NetNs, port: u16, cpus: Cpus) -> Result<(Server, TempDir)> {
     let file = folder.path().join("nginx.conf");
     fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
     let line = format!("nginx -p {path} -e stderr -c {}", file.display());
-    let server = spawn(ns, tool::command(&line)?, cpus.map(|(_, second)| second))?;
+    let mut server = spawn(ns, tool::command(&line)?, cpus.map(|(_, second)| second))?;
+    server.has_children = true;
     until_listening(ns, port, TCP)?;
     Ok((server, folder))
 }
