@@ -75,7 +75,12 @@ fn switched(frame: &impl Packet, from: &Port, tables: impl Tables) -> Ahead {
     let Ok(eth) = Ethernet::read(frame) else { return Ahead::Left };
     match switch::port_of(eth.destination, from, tables) {
         Some(to) if to.is_host() => Ahead::Gateway,
-        Some(to) if to.id() != from.id() && takes(&to, frame) && frame.len() <= switch::longest(&to) => {
+        Some(to)
+            if to.id() != from.id()
+                && !from.is_kept_from(&to)
+                && takes(&to, frame)
+                && frame.len() <= switch::longest(&to) =>
+        {
             tables.count_received(from.id(), frame.len());
             tables.count_sent(to.id(), frame.len());
             Ahead::Port(to.id())

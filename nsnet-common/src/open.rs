@@ -52,6 +52,10 @@ pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> 
     match find_way(scratch, tables)? {
         Route::Local => leave_to_host(from, scratch, tables),
         Route::Forward if scratch.policy.has(policy_flags::INTERNAL) => Err(DropReason::InternalNetwork),
+        Route::Forward if scratch.policy.has(policy_flags::PUNT) => {
+            scratch.lead = Lead::Host;
+            Ok(())
+        }
         Route::Forward => leave_by_uplink(from, scratch, tables),
         Route::Unreachable | Route::Prohibited | Route::Blackhole => Err(DropReason::NoRoute),
     }
@@ -82,6 +86,9 @@ fn leave_to_network(
     }
     // From namespace to namespace by way of the gateway, with nothing translated, and nothing to remember.
     let to = tables.port(owner.ok_or(DropReason::NoRoute)?).ok_or(DropReason::UnknownDestination)?;
+    if to.network() == from.network() && from.is_kept_from(&to) {
+        return Err(DropReason::IsolatedPort);
+    }
     let Scratch { datagram, flow, .. } = scratch;
     leave_unchanged(flow, datagram);
     (flow.about.out, flow.about.other_side) = (to.id(), to.network());

@@ -105,7 +105,8 @@ impl DropReason {
             | Self::AddressChanged
             | Self::OwnSource
             | Self::Busy
-            | Self::IcmpChecksum => None,
+            | Self::IcmpChecksum
+            | Self::IsolatedPort => None,
         }
     }
 }

@@ -82,6 +82,9 @@ pub(crate) fn port_of(mac: Mac, from: &Port, tables: impl Tables) -> Option<Port
 /// To one port.
 #[inline(always)]
 fn deliver(frame: &impl Packet, from: &Port, to: &Port, tables: impl Tables) -> Outcome {
+    if from.is_kept_from(to) {
+        return Err(DropReason::IsolatedPort);
+    }
     if frame.len() > longest(to) && wire_length(frame, from) > longest(to) {
         return Err(DropReason::TooLong);
     }
@@ -138,7 +141,7 @@ fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl 
     let on_wire = wire_length(frame, from);
     let host_refuses = check_host_destination(frame, from, tables).err();
     let mut next = network.first();
-    let (network, from) = (from.network(), from.id());
+    let (network, is_isolated, from) = (from.network(), from.is_isolated(), from.id());
     // Moved in, because a closure by reference holds each value and a pointer to it, and the stack is small.
     let mut step = move || {
         let Some(port) = tables.port(next) else { return false };
@@ -148,6 +151,9 @@ fn flood(frame: &mut impl Packet, from: &Port, audience: Audience, tables: impl 
         next = port.next();
         // A port that is just being taken out has no id any more, but still leads to the next.
         if port.id() == from || port.id() == PortId::NONE || (audience == Audience::Learning && !port.learns()) {
+            return true;
+        }
+        if is_isolated && port.is_isolated() {
             return true;
         }
         let refused = if on_wire > longest(&port) { Some(DropReason::TooLong) } else { None };

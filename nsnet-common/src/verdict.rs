@@ -152,6 +152,7 @@ drop_reasons! {
     OwnSource = 47, "own-source", "A packet from outside claims to come from a namespace.";
     Busy = 48, "busy", "Another CPU was removing what stood in the way of the new flow; the next packet finds it gone.";
     IcmpChecksum = 49, "icmp-checksum", "The ICMP error about a flow's packet has a wrong checksum, or is too long to be summed.";
+    IsolatedPort = 50, "isolated-port", "Sender and receiver are both on isolated ports of the network.";
 }
 
 impl DropReason {

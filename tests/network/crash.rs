@@ -7,8 +7,9 @@
 //!
 //! A kill at a call that only looks is a kill at the next one that changes, and there is one more: after the last.
 //!
-//! By default some calls are taken, evenly; all of them, and every error of each, with NSNET_ALL_POINTS=1, which takes an
-//! hour or two (or part of them: NSNET_ALL_POINTS=3/8 is the third eighth).
+//! By default some calls are taken, evenly; all of them, and every error of each, with NSNET_ALL_POINTS=1, which takes
+//! hours (or part of them: NSNET_ALL_POINTS=3/8 is the third eighth; NSNET_ALL_POINTS=kills is all kills, and the errors
+//! of every day).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,6 +21,9 @@ use serde_json::json;
 use super::bed::until;
 use super::tracer::{self, Call, Fault, Run};
 use super::world::World;
+
+/// All kills are wanted, and no more errors than usual.
+const KILLS: &str = "kills";
 
 /// A verb and the one that undoes it.
 pub(crate) struct Verb<'a> {
@@ -215,8 +219,8 @@ impl Verb<'_> {
         let errors: Vec<Point<'_>> = calls.iter().flat_map(errors).collect();
         tally.kill_points += kills.len();
         tally.error_points += errors.len();
-        let (kills, errors) = (chosen(kills, self.sample), chosen(errors, self.sample));
-        let ends = chosen(ends, self.sample / 4);
+        let kills = if wanted().as_deref() == Some(KILLS) { kills } else { chosen(kills, self.sample) };
+        let (ends, errors) = (chosen(ends, self.sample / 4), chosen(errors, self.sample));
         tally.killed += kills.len();
         tally.ended += ends.len();
         tally.failed += errors.len();
@@ -256,19 +260,29 @@ impl Verb<'_> {
     }
 }
 
+/// Which points are wanted beside those of every day.
+fn wanted() -> Option<String> {
+    std::env::var("NSNET_ALL_POINTS").ok()
+}
+
+/// Of all points, of kills and of errors, which part is wanted.
+pub(crate) fn part() -> Option<String> {
+    wanted().filter(|wanted| wanted != KILLS)
+}
+
 /// All of them, or some, evenly.
 pub(crate) fn chosen<T>(points: Vec<T>, sample: usize) -> Vec<T> {
     let (total, points) = (points.len(), points.into_iter().enumerate());
-    let is_chosen: Box<dyn Fn(usize) -> bool> = match std::env::var("NSNET_ALL_POINTS") {
+    let is_chosen: Box<dyn Fn(usize) -> bool> = match part() {
         // A part of all: K/N is each Nth, from the Kth on.
-        Ok(part) => {
+        Some(part) => {
             match part.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse::<usize>().ok()?))) {
                 Some((k, n)) => Box::new(move |at| at % n == (k + n - 1) % n),
                 None => Box::new(|_at| true),
             }
         }
-        Err(_unset) if total <= sample => Box::new(|_at| true),
-        Err(_unset) => Box::new(move |at| at * sample / total != (at + 1) * sample / total),
+        None if total <= sample => Box::new(|_at| true),
+        None => Box::new(move |at| at * sample / total != (at + 1) * sample / total),
     };
     points.filter(|(at, _)| is_chosen(*at)).map(|(_, point)| point).collect()
 }

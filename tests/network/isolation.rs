@@ -1,16 +1,21 @@
 //! What no namespace may do: be another, be the gateway, be a router, leave its network.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::Result;
+use nsnet::lab::{RawSocket, TcpServer, tcp};
 use nsnet_common::cases::frame::{Frame, SOURCE_OPTION, TARGET_OPTION};
 use nsnet_common::wire::Mac;
 
-use super::bed::{Bed, DUAL, NETWORK, Station, V4};
+use super::bed::{Bed, DUAL, NETWORK, Station, V4, growth};
 use super::shot::{MARK, shoot};
+use super::traffic;
 
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
+/// Long enough for what was sent just before.
+const STRAGGLERS: Duration = Duration::from_millis(300);
 const STRANGER: Mac = Mac([0x02, 0xab, 0xcd, 0xef, 0x01, 0x02]);
 
 /// red is the villain, blue the victim, orange and the host look on; green is in another network.
@@ -241,4 +246,52 @@ fn networks_are_apart() -> Result<()> {
     assert!(!red.reaches(IpAddr::V4(green.v4))? && !green.reaches(IpAddr::V4(red.v4))?);
     assert_eq!(red.network, NETWORK);
     Ok(())
+}
+
+/// Behaviours 19 (icc=false), the kernel's isolated ports: nothing passes between two of them, by no way but a published
+/// port; everybody else is reached as ever.
+#[test]
+fn isolated_ports_are_apart() -> Result<()> {
+    let mut bed = Bed::new(DUAL, &["orange"])?;
+    for name in ["red", "blue"] {
+        bed.attach(NETWORK, name, "--isolated")?;
+    }
+    let (red, blue, orange, host) = (bed.at("red"), bed.at("blue"), bed.at("orange"), bed.at("host"));
+    for (from, to) in [("red", "orange"), ("orange", "red"), ("red", "host"), ("host", "blue")] {
+        traffic::exchange(&bed, from, to, traffic::Amount::Little)?;
+    }
+    for (from, to) in [(red, blue), (blue, red)] {
+        for ip in to.ips() {
+            assert!(!from.reaches(ip)?, "{} reaches {} at {ip}", from.name, to.name);
+        }
+    }
+
+    // Of each kind, by the MAC itself and by the gateway's.
+    let v4 = |to| Frame::new(red.mac, to).ipv4(red.v4.octets(), blue.v4.octets()).udp(7, 7);
+    let v6 = |to| Frame::new(red.mac, to).ipv6(red.v6.octets(), blue.v6.octets()).udp(7, 7);
+    let frames = marked([v4(blue.mac), v6(blue.mac), v4(host.mac), v6(host.mac)]);
+    let groups = marked([v4(Mac::BROADCAST), v6(ALL_NODES_MAC)]);
+    let before = bed.drops()?;
+    let ears = [blue, orange].map(|station| station.run(|| RawSocket::open_promiscuous(&station.ifname)));
+    let [at_blue, at_orange] = ears;
+    let socket = red.run(|| RawSocket::open(&red.ifname))?;
+    frames.iter().chain(&groups).try_for_each(|frame| socket.send(frame))?;
+    let is_marked = |frame: &nsnet::lab::Frame| frame.on_wire().windows(MARK.len()).any(|bytes| bytes == MARK);
+    let heard = at_orange?.collect(STRAGGLERS, is_marked)?;
+    assert_eq!(heard.len(), groups.len(), "orange hears what is for all");
+    assert!(at_blue?.collect(STRAGGLERS, is_marked)?.is_empty(), "blue hears red");
+    let dropped = growth(&before, &bed.drops()?);
+    let reason = (red.port.clone(), "isolated-port".to_owned());
+    assert_eq!(dropped.get(&reason), Some(&(frames.len() as u64)), "{dropped:?}");
+
+    bed.lab.nsnet("publish add @blue 8080:80")?;
+    let server = blue.run(|| TcpServer::banner(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 80), "blue"))?;
+    let published = SocketAddr::new(IpAddr::V4(host.v4), 8080);
+    assert_eq!(red.run(|| tcp::fetch(published))?, "blue", "the published port is everybody's");
+    drop(server);
+
+    // What it is now is not changed by the way.
+    let refused = bed.lab.try_nsnet(&format!("attach {NETWORK} @red"))?;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--isolated"), "{refused:?}");
+    bed.check_no_drift()
 }

@@ -1,13 +1,19 @@
-//! Rules of the host's firewall that packets of nsnet do not pass: each is told, and no other.
+//! Rules of the host's firewall: those that packets of nsnet do not pass are told, and punted packets pass them.
 
 use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nsnet::lab::Lab;
+use nsnet::kernel::sysctl;
+use nsnet::lab::ping::answers;
+use nsnet::lab::{HOST_IP, Lab, TcpServer, WAN_IP, tcp};
 use serde_json::{Value, json};
 
-use super::bed::{lab, text};
+use super::bed::{lab, text, until};
+use super::cut_off::{ATTACH, host, red_is_attached};
+use super::world::complaint;
 
 /// Runs a firewall's tool in the lab's host. `false` when there is no such tool here.
 fn tool(lab: &Lab, line: &str, input: &str) -> Result<bool> {
@@ -193,6 +199,72 @@ fn looking_makes_no_tables() -> Result<()> {
         let names = format!("/proc/thread-self/net/{names}");
         let tables = lab.within("host", || std::fs::read_to_string(&names))?;
         assert_eq!(tables.unwrap_or_default(), "", "{names}");
+    }
+    Ok(())
+}
+
+/// Behaviours 36: what leaves a punted network is forwarded, translated and refused by the host's own rules; what is
+/// published comes in as ever.
+#[test]
+fn punted_packets_pass_the_rules() -> Result<()> {
+    const RULES: &str = r#"
+        table inet own {
+            counter seen {}
+            chain forward {
+                type filter hook forward priority 0; policy drop;
+                ct state established,related accept
+                iifname "v-net-0" counter name seen accept
+            }
+        }
+        table inet translated {
+            chain postrouting {
+                type nat hook postrouting priority 100;
+                oifname "uplink" masquerade
+            }
+        }
+    "#;
+    let lab = host()?;
+    let made = lab.try_nsnet("network add v-net-0 --subnet 192.168.15.0/24 fd15::/64 --punt")?;
+    let told = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success(), "{told}");
+    for setting in ["net.ipv4.ip_forward is 0", "net.ipv6.conf.all.forwarding is 0"] {
+        ensure!(told.contains(setting), "it does not say that {setting}: {told}");
+    }
+    lab.nsnet(ATTACH)?;
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        lab.within("host", || sysctl::write(key, "1"))??;
+    }
+    // Nobody out there knows a way back to red's own address.
+    ensure!(red_is_attached(&lab).is_err(), "red reaches the outside without a translation");
+    if !tool(&lab, "nft -f -", RULES)? {
+        return Ok(());
+    }
+    let is_reached = || Ok(red_is_attached(&lab).is_ok());
+    until(Duration::from_secs(10), is_reached).context("red does not reach the outside by the host's rules")?;
+    let servers = ["192.168.1.3", "fd01::3"].map(|ip| {
+        let at = SocketAddr::new(ip.parse()?, 0);
+        lab.within("wan", || TcpServer::start(at))?
+    });
+    for server in servers {
+        let server = server?;
+        lab.within("red", || tcp::transfer(server.addr(), 1_000_000))??;
+        ensure!(server.peers().iter().all(|peer| [HOST_IP, "fd01::1"].contains(&peer.ip().to_string().as_str())));
+    }
+    lab.nsnet("publish add @red 8080:80")?;
+    let _server =
+        lab.within("red", || TcpServer::banner(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 80), "red"))??;
+    let published = SocketAddr::new(HOST_IP.parse()?, 8080);
+    ensure!(lab.within("wan", || tcp::fetch(published))?? == "red", "a published port is not reached");
+    ensure!(lab.json("ct list")?.as_array().is_some_and(|flows| flows.len() == 1), "not only the published one's flow");
+
+    // A rule of the host's decides.
+    ensure!(tool(&lab, "nft -f -", "insert rule inet own forward iifname \"v-net-0\" ip daddr 192.168.1.3 drop\n")?);
+    let is_refused = lab.within("red", || answers(WAN_IP.parse()?, 2, Duration::from_millis(500)))??;
+    ensure!(!is_refused, "the host's rule does not hold");
+
+    for wrong in ["masquerade on v-net-0", "network add two --subnet 10.9.0.0/24 --punt --internal"] {
+        let refused = complaint(&lab.try_nsnet(wrong)?)?;
+        ensure!(refused.contains("--punt"), "`{wrong}`: {refused}");
     }
     Ok(())
 }

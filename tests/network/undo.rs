@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use nsnet::lab::Lab;
 use serde_json::json;
 
+use super::crash::part;
 use super::cut_off::{ATTACH, NETWORK, host, red_is_attached};
 use super::tracer::{self, Call, Fault, Run};
 use super::world::{World, complaint};
@@ -87,7 +88,7 @@ fn any_call_of_undoing_may_fail() -> Result<()> {
     let (announcing, undoing) = failing(&lab, ATTACH, "bind")?;
     let points: Vec<(&Call, Errno)> =
         undoing.iter().flat_map(|call| call.errors.iter().map(move |e| (call, *e))).collect();
-    let step = if std::env::var_os("NSNET_ALL_POINTS").is_some() { 1 } else { points.len().div_ceil(20) };
+    let step = if part().is_some() { 1 } else { points.len().div_ceil(20) };
     let mut tried = 0;
     for (call, errno) in points.iter().step_by(step) {
         let what = || format!("{errno:?} at {} {} of undoing", call.name, call.path);

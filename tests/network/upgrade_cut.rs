@@ -7,7 +7,7 @@ use nsnet::kernel::object::OBJECT;
 use nsnet::lab::Lab;
 
 use super::bed::{Bed, V4};
-use super::crash::chosen;
+use super::crash::{chosen, part};
 use super::object::{check_whole, done_with, other_build, programs};
 use super::tracer::{self, Call, Fault, Run};
 use super::world::World;
@@ -20,7 +20,7 @@ fn traced(lab: &Lab, object: &Path, fault: Option<(&Call, Fault)>) -> Result<Run
 /// Calls at which to cut an upgrade off: some of those that change something from the one on with which the first hook
 /// gets another program, and a few before; with NSNET_ALL_POINTS all of them, from the first on (or its part).
 fn points(calls: &[Call]) -> Result<Vec<&Call>> {
-    if all_points() {
+    if part().is_some() {
         return Ok(chosen(calls.iter().filter(|call| call.changes).collect(), 0));
     }
     let (early, every) = (5, 5);
@@ -29,11 +29,6 @@ fn points(calls: &[Call]) -> Result<Vec<&Call>> {
     let changes = |calls: &[Call]| calls.iter().filter(|call| call.changes).count();
     let steps = [(before, changes(before).div_ceil(early)), (late, every)];
     Ok(steps.iter().flat_map(|(calls, step)| calls.iter().filter(|call| call.changes).step_by(*step)).collect())
-}
-
-/// Most calls come before there is something to settle.
-fn all_points() -> bool {
-    std::env::var_os("NSNET_ALL_POINTS").is_some()
 }
 
 fn ping(bed: &Bed) -> Result<()> {
@@ -79,8 +74,9 @@ fn killed_at_every_step() -> Result<()> {
         points.len(),
         calls.len()
     );
+    // Of all calls, most come before there is something to settle.
     ensure!(
-        killed > points.len() as u32 * 3 / 4 && (cut_in_two > killed / 2 || all_points() && cut_in_two > 0),
+        killed > points.len() as u32 * 3 / 4 && (cut_in_two > killed / 2 || part().is_some() && cut_in_two > 0),
         "{killed} killed, {cut_in_two} in between"
     );
     lab.nsnet("upgrade")?;

@@ -92,7 +92,7 @@ impl Case {
     }
 
     fn expect_flood(&self, state: &mut State, now: u64, length: u32) {
-        let Expect { copies, refused, .. } = &self.expect;
+        let Expect { copies, refused, kept_away, .. } = &self.expect;
         state.counters.entry(self.port).or_default().flooded += 1;
         for copy in copies {
             state.counters.entry(*copy).or_default().sent.add(length);
@@ -100,9 +100,9 @@ impl Case {
         for (port, reason) in refused {
             state.drops.entry((*port, reason.code())).or_default().add(length);
         }
-        // A refused copy is paid for, too.
+        // A copy that nobody gets is paid for, too.
         let clock = state.flood_clocks.entry(self.port).or_default();
-        *clock = (*clock).max(now) + (copies.len() + refused.len()) as u64 * FLOOD_COPY_NS;
+        *clock = (*clock).max(now) + (copies.len() + refused.len() + kept_away) as u64 * FLOOD_COPY_NS;
     }
 
     /// Runs the case on plain memory and says what is not as expected.

@@ -8,8 +8,8 @@ use crate::wire::Mac;
 use super::frame::{Frame, v4, v6};
 use super::ipv6::to_group;
 use super::world::{
-    BLACK, BLUE, CYAN, ENDS, End, FREE_V4, GREEN, HOST, HOST_2, HOST_3, ORANGE, PURPLE, RED, STRANGER, WHITE, others,
-    put_station, stranger,
+    BLACK, BLUE, CYAN, ENDS, End, FREE_V4, GREEN, HOST, HOST_2, HOST_3, ORANGE, PURPLE, RED, STRANGER, WHITE, isolate,
+    others, put_station, stranger,
 };
 use super::{Case, from, from_host};
 
@@ -17,6 +17,7 @@ const SECOND: u64 = 1_000_000_000;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = pairs();
+    cases.extend(isolated());
     cases.extend(unknown());
     cases.extend(floods());
     cases.extend(lengths());
@@ -56,6 +57,29 @@ fn pairs() -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Between red, blue and orange nothing passes, as it does between any of them and the others.
+fn isolated() -> Vec<Case> {
+    let kept = DropReason::IsolatedPort;
+    let to = |sender: &End, mac| Frame::new(sender.mac, mac).ipv4(sender.ipv4, FREE_V4).udp(1, 2).payload(18);
+    let cases = vec![
+        from(&RED, "IPv4 between isolated ports", RED.udp4(&BLUE)).dropped(kept),
+        from(&BLUE, "IPv6 between isolated ports", BLUE.udp6(&RED)).dropped(kept),
+        from(&RED, "from an isolated port", RED.udp4(&PURPLE)).delivered(&PURPLE),
+        from(&PURPLE, "to an isolated port", PURPLE.udp6(&RED)).delivered(&RED),
+        from_host(&HOST, "from the host to an isolated port", HOST.udp4(&RED)).delivered(&RED),
+        from(&RED, "to a station behind an isolated port", to(&RED, stranger(1)))
+            .knowing(&ORANGE, 0, stranger(1), 10 * SECOND)
+            .dropped(kept),
+        from(&RED, "broadcast from an isolated port", RED.broadcast())
+            .flooded([&HOST, &PURPLE, &GREEN])
+            .keeping_away(2),
+        from(&PURPLE, "broadcast to isolated ports", PURPLE.broadcast()).flooded(others(&PURPLE)),
+        from(&RED, "unknown unicast from an isolated port", to(&RED, STRANGER)).flooded([&GREEN]).keeping_away(1),
+        from(&GREEN, "unknown unicast to an isolated port", to(&GREEN, STRANGER)).flooded([&ORANGE]),
+    ];
+    cases.into_iter().map(|case| case.with(isolate)).collect()
 }
 
 /// Unicast to a MAC that no port has goes to ports that learn: only there can it be.

@@ -104,6 +104,8 @@ pub struct Expect {
     pub copies: Vec<PortId>,
     /// The ports that a copy was meant for but must not get.
     pub refused: Vec<(PortId, DropReason)>,
+    /// How many ports get no copy because they are kept from the sender's.
+    pub kept_away: usize,
     /// What changes in the hashed FDB; `None` for an entry that goes. Learned entries bear the time of the run.
     pub stations: Vec<(StationKey, Option<PortId>)>,
     /// Places of learned MACs that are taken.
@@ -136,6 +138,7 @@ fn from(end: &End, name: impl Into<String>, frame: Frame) -> Case {
         answer: None,
         copies: Vec::new(),
         refused: Vec::new(),
+        kept_away: 0,
         stations: Vec::new(),
         places: Vec::new(),
         told: None,
@@ -216,6 +219,12 @@ impl Case {
     fn but_not(mut self, end: &End, reason: DropReason) -> Self {
         self.expect.copies.retain(|copy| *copy != end.id);
         self.expect.refused.push((end.id, reason));
+        self
+    }
+
+    /// So many ports get no copy, and are not counted: they are kept from the sender's.
+    fn keeping_away(mut self, ports: usize) -> Self {
+        self.expect.kept_away = ports;
         self
     }
 

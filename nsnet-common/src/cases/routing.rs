@@ -1,5 +1,6 @@
 //! Where the host's routes lead, and what is refused on the way: each reason once.
 
+use crate::layout::policy_flags;
 use crate::memory::MemoryTables;
 use crate::verdict::DropReason;
 use crate::wire::IpAddress;
@@ -9,8 +10,8 @@ use super::frame::{Frame, v4, v6};
 use super::sequence::{Sequence, Step, from};
 use super::talk::{ACK, L4, SYN, Talk, put};
 use super::world::{
-    AFAR_V4, AFAR_V6, CYAN, End, GOLD, HOST, HOST_2, HOST_3, HOST_4, LIME, NARROW_V4, NARROW_V6, RED, SIDE_IFINDEX,
-    UPLINK, WHITE,
+    AFAR_V4, AFAR_V6, BLUE, CYAN, End, GOLD, HOST, HOST_2, HOST_3, HOST_4, LIME, NARROW_V4, NARROW_V6, PURPLE, RED,
+    SIDE_IFINDEX, UPLINK, WHITE, isolate,
 };
 
 const FAMILIES: [(bool, &str); 2] = [(true, "IPv4"), (false, "IPv6")];
@@ -19,6 +20,8 @@ pub(super) fn sequences() -> Vec<Sequence> {
     let mut all = no_way();
     all.extend(neighbours());
     all.extend(open_networks());
+    all.extend(within_a_network());
+    all.extend(punted());
     all.extend(hops());
     all.extend(lengths());
     all.extend(unreadable());
@@ -158,6 +161,52 @@ fn open_networks() -> Vec<Sequence> {
                 0,
             )),
         );
+    }
+    all
+}
+
+/// By the gateway's MAC to a namespace of the same network: no way around what keeps ports apart.
+fn within_a_network() -> Vec<Sequence> {
+    let mut all = Vec::new();
+    for (is_v4, family) in FAMILIES {
+        let asks = |to: &End| {
+            let frame = if is_v4 { to_v4(&RED, &HOST, to.ipv4) } else { to_v6(&RED, &HOST, to.ipv6) };
+            from(&RED, frame.udp(1, 2))
+        };
+        let arrives = |to: &End| {
+            let frame = HOST.to(to);
+            let frame = if is_v4 { frame.ipv4(RED.ipv4, to.ipv4) } else { frame.ipv6(RED.ipv6, to.ipv6) };
+            frame.udp(1, 2).hops(63)
+        };
+        let name = |what| format!("{family}, by the gateway, {what}");
+        all.push(Sequence::new(name("within a network")).step(asks(&BLUE).enters(&BLUE, arrives(&BLUE))));
+        let apart = Sequence::new(name("between isolated ports")).with(isolate);
+        all.push(
+            apart
+                .step(asks(&BLUE).dropped(DropReason::IsolatedPort))
+                .step(asks(&PURPLE).enters(&PURPLE, arrives(&PURPLE))),
+        );
+    }
+    all
+}
+
+/// What leaves a network whose packets are the host's to forward: all kinds, those of no connection, too, and those that
+/// were translated before only as long as their flow lives.
+fn punted() -> Vec<Sequence> {
+    let punt = |tables: &mut MemoryTables| {
+        tables.policies.values_mut().for_each(|policy| policy.flags = policy_flags::PUNT);
+    };
+    let mut all = Vec::new();
+    for (is_v4, family) in FAMILIES {
+        let talk = Talk::red(is_v4, 3000, 4000);
+        let mut sequence = Sequence::new(format!("{family}, punted")).with(punt);
+        for l4 in [L4::Udp, L4::Tcp(SYN, 1, 0, 0), L4::Tcp(ACK, 1, 1, 0), L4::Ping, L4::Pong] {
+            sequence = sequence.step(talk.sends(l4).goes_to_host(&HOST).then(holds(0, 0, 0)));
+        }
+        let last_hop = talk.sends(L4::Udp).with_hops(is_v4, 1);
+        all.push(sequence.step(last_hop.goes_to_host(&HOST)));
+        let began = Sequence::new(format!("{family}, punted after it began")).step(talk.out(L4::Udp));
+        all.push(began.step(talk.out(L4::Udp).with(punt)).step(talk.back(L4::Udp)));
     }
     all
 }

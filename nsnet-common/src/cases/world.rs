@@ -8,7 +8,7 @@
 //! | 4 | are masqueraded, and go to other open networks | host-4, lime |
 //! | 5 | leave as they are, and go to other open networks | host-5, gold |
 
-use crate::layout::flags::{self, IPV6, LEARN, TRUSTED};
+use crate::layout::flags::{self, IPV6, ISOLATED, LEARN, TRUSTED};
 use crate::layout::{
     AddressKey, ForeignKey, Network, NetworkId, Policy, Port, PortId, Publish, Station, StationKey, policy_flags,
 };
@@ -262,6 +262,14 @@ pub const STRANGER: Mac = Mac([0x52, 0x54, 0, 0xaa, 0xbb, 0xcc]);
 /// Every other port of `sender`'s network, in the order of its list.
 pub fn others(sender: &End) -> Vec<&'static End> {
     ENDS.into_iter().filter(|end| end.network == sender.network && end.id != sender.id).collect()
+}
+
+/// Makes red, blue and orange ports between which nothing passes.
+pub(super) fn isolate(tables: &mut MemoryTables) {
+    for end in [RED, BLUE, ORANGE] {
+        let port = tables.ports[&end.id].with(ISOLATED);
+        tables.ports.insert(end.id, port);
+    }
 }
 
 /// The tables of the world at `now`. Cases that learned something long ago need a `now` that is later than that.

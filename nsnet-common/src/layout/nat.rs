@@ -28,6 +28,8 @@ pub mod policy_flags {
     pub const FILTER_BY_ADDRESS: u32 = 1 << 3;
     /// A mapped port takes packets from everybody (endpoint-independent filtering).
     pub const FILTER_NOTHING: u32 = 1 << 4;
+    /// What leaves goes up to the host's stack, whose rules decide what becomes of it.
+    pub const PUNT: u32 = 1 << 5;
 }
 
 /// What a network's packets may do beyond it. Times are in seconds.

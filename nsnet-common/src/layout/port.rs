@@ -21,6 +21,8 @@ pub mod flags {
     pub const XDP: u16 = 1 << 5;
     /// Those of several pieces, too.
     pub const XDP_PIECES: u16 = 1 << 6;
+    /// Between two such ports of a network nothing passes (the kernel's BR_ISOLATED).
+    pub const ISOLATED: u16 = 1 << 7;
 }
 
 /// One port: all that is needed to judge a frame from it and to deliver a frame to it.
@@ -169,6 +171,18 @@ impl Port {
     #[inline(always)]
     pub fn is_trusted(&self) -> bool {
         self.flags() & flags::TRUSTED != 0
+    }
+
+    /// Whether nothing passes between this port and others that are isolated, too.
+    #[inline(always)]
+    pub fn is_isolated(&self) -> bool {
+        self.flags() & flags::ISOLATED != 0
+    }
+
+    /// Whether nothing may pass between this port and `other`, of the same network.
+    #[inline(always)]
+    pub fn is_kept_from(&self, other: &Self) -> bool {
+        self.is_isolated() && other.is_isolated()
     }
 
     /// Whether IPv6 is spoken here.

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::output::{self, Format, with_progress};
-use super::{Answer, bypassed, publish};
+use super::{Answer, bypassed, publish, punted};
 use crate::kernel::host::{Change, Host};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
@@ -51,9 +51,9 @@ impl FileArgs {
         } else {
             File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
         };
-        read.with_context(|| format!("read {name}"))?;
+        read.with_context(|| format!("cannot read {name}"))?;
         if text.len() as u64 > LONGEST {
-            bail!("read {name}: it has over {} MiB; declare less in one file", LONGEST >> 20);
+            bail!("cannot read {name}: it has over {} MiB; declare less in one file", LONGEST >> 20);
         }
         let declaration = Declaration::read(&text).map_err(|refusal| anyhow::anyhow!("{name}: {refusal}"))?;
         Ok(Some(Wanted { name, declaration }))
@@ -142,6 +142,7 @@ pub(super) fn apply(host: &Host, format: Format, wanted: Option<&Wanted>) -> Ans
     })?;
     for network in change.new.networks.values().filter(|network| !change.old.networks.contains_key(&network.name)) {
         network.outside.warnings().iter().for_each(|warning| output::note(warning));
+        punted::tell(network);
     }
     print(format, replaced.as_ref(), &change, ["nothing was to be done", "added", "changed", "removed"])?;
     if change.steps.contains(&Step::LoadDataplane) {

@@ -71,10 +71,10 @@ fn print(text: &[u8]) -> Answer {
 }
 
 fn write(pages: &[Page], folder: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     for page in pages {
         let path = folder.join(&page.file);
-        fs::write(&path, &page.text).with_context(|| format!("write {}", path.display()))?;
+        fs::write(&path, &page.text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

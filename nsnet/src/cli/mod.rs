@@ -25,6 +25,7 @@ mod nat;
 mod network;
 mod output;
 mod publish;
+mod punted;
 mod route;
 mod show;
 mod stats;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::NetworkVerb;
 use super::output::{self, Format, Table, with_progress};
-use super::{Answer, attach, bypassed, mode};
+use super::{Answer, attach, bypassed, mode, punted};
 use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::kernel::uplink;
@@ -52,6 +52,7 @@ fn add(host: &Host, format: Format, request: &NetworkRequest) -> Answer {
     for warning in network.outside.warnings() {
         output::note(&warning);
     }
+    punted::tell(&network);
     output::print_one(format, &table(&change.new, [&network]))?;
     if loads {
         bypassed::tell(&change.new);
@@ -107,6 +108,7 @@ fn outside_table(network: &Network) -> Table {
     let outside = &network.outside;
     let mut table = Table::new(&[
         "isolated",
+        "punt",
         "filtering",
         "snat_ports",
         "snat_source",
@@ -120,6 +122,7 @@ fn outside_table(network: &Network) -> Table {
         TimeoutKind::ALL.into_iter().map(|kind| format!("{kind}={}", outside.timeout(kind))).collect();
     table.row([
         json!(outside.isolated),
+        json!(outside.punt),
         json!(outside.filtering),
         json!(outside.pool()),
         json!(outside.snat_sources),

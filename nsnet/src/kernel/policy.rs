@@ -76,6 +76,7 @@ fn policy_differences(is: &Policy, should: &Policy) -> Vec<Difference> {
         [
             ("masquerade", policy.has(policy_flags::MASQUERADE).to_string()),
             ("internal", policy.has(policy_flags::INTERNAL).to_string()),
+            ("punt", policy.has(policy_flags::PUNT).to_string()),
             ("isolate", (!policy.has(policy_flags::OPEN)).to_string()),
             ("filtering", filtering(policy)),
             ("index of the uplink", policy.uplink.to_string()),

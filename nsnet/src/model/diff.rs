@@ -96,6 +96,7 @@ fn values(state: &State, object: &Object) -> Option<Values> {
                 ("ifname", port.inner.clone()),
                 ("learn", port.learn.to_string()),
                 ("trusted", port.trusted.to_string()),
+                ("isolated", port.isolated.to_string()),
                 ("mode", state.networks.get(network).map_or(Mode::Tc, |network| network.modes.ports).to_string()),
             ])
         }
@@ -131,6 +132,7 @@ fn outside(outside: &Outside) -> Values {
     vec![
         ("masquerade", outside.masquerade.to_string()),
         ("internal", outside.internal.to_string()),
+        ("punt", outside.punt.to_string()),
         ("isolate", outside.isolated.to_string()),
         ("uplink", or_none(outside.uplink.as_ref().map(ToString::to_string))),
         ("snat_ports", outside.pool().to_string()),

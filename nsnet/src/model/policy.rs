@@ -29,6 +29,8 @@ pub struct Outside {
     pub masquerade: bool,
     /// There is no way out, and none in.
     pub internal: bool,
+    /// What leaves goes up to the host's own stack, whose forwarding and firewall decide what becomes of it.
+    pub punt: bool,
     /// Namespaces of other networks are not reached, nor do they reach these. Two networks reach each other when
     /// neither is isolated.
     pub isolated: bool,
@@ -53,6 +55,7 @@ impl Default for Outside {
         Self {
             masquerade: false,
             internal: false,
+            punt: false,
             isolated: true,
             uplink: None,
             snat_ports: None,
@@ -124,6 +127,11 @@ impl Outside {
             let other = if self.masquerade { "--masquerade" } else { "--uplink" };
             return refuse(format_args!("network {network}: an internal network has no way out, so {other} cannot be"));
         }
+        if self.punt && (self.masquerade || self.internal) {
+            let other = if self.masquerade { "--masquerade" } else { "--internal" };
+            let why = "what leaves it is the affair of the host's own rules";
+            return refuse(format_args!("network {network}: with --punt {why}, so {other} cannot be"));
+        }
         if let Some(range) = self.snat_ports.filter(|range| !SNAT_PORTS.contains(&range.first())) {
             let least = SNAT_PORTS.start();
             return refuse(format_args!("network {network}: --snat-ports {range} begins below {least}"));
@@ -167,7 +175,7 @@ impl Outside {
 
     /// Whether namespaces that are attached get a default route.
     pub fn has_default_route(&self) -> bool {
-        self.masquerade || self.uplink.is_some()
+        self.masquerade || self.punt || self.uplink.is_some()
     }
 
     /// How long flows of a kind live, seconds.
@@ -193,6 +201,7 @@ impl fmt::Display for Outside {
         let mut words: Vec<String> = Vec::new();
         words.extend(self.masquerade.then(|| "--masquerade".to_owned()));
         words.extend(self.internal.then(|| "--internal".to_owned()));
+        words.extend(self.punt.then(|| "--punt".to_owned()));
         words.extend((!self.isolated).then(|| "--isolate false".to_owned()));
         words.extend(self.uplink.as_ref().map(|uplink| format!("--uplink {uplink}")));
         words.extend(self.snat_ports.map(|range| format!("--snat-ports {range}")));
@@ -223,6 +232,7 @@ pub fn policy(network: &Network, uplink: Option<u32>) -> Policy {
         flags: filtering
             | flag(outside.masquerade, policy_flags::MASQUERADE)
             | flag(outside.internal, policy_flags::INTERNAL)
+            | flag(outside.punt, policy_flags::PUNT)
             | flag(!outside.isolated, policy_flags::OPEN),
         uplink: match &outside.uplink {
             None | Some(UplinkChoice::Auto) => 0,

@@ -59,6 +59,11 @@ pub struct NetworkRequest {
     #[arg(long)]
     #[serde(default)]
     pub internal: bool,
+    /// What leaves the network goes up to the host's own stack: its firewall sees it, and its rules translate it or do not
+    /// (needs net.ipv4.ip_forward)
+    #[arg(long)]
+    #[serde(default)]
+    pub punt: bool,
     /// Whether other networks' namespaces are kept away; two networks reach each other when neither is isolated
     #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
     #[serde(default = "yes")]
@@ -127,6 +132,11 @@ pub struct AttachRequest {
     #[arg(long)]
     #[serde(default)]
     pub trusted: bool,
+    /// Let nothing pass between it and the network's other isolated namespaces; the gateway, published ports and those
+    /// that are not isolated stay in reach (Docker's icc=false, where all of them are)
+    #[arg(long)]
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// A cable: a veth pair between two namespaces
@@ -248,6 +258,7 @@ impl NetworkRequest {
             mtu: None,
             masquerade: false,
             internal: false,
+            punt: false,
             isolate: yes(),
             uplink: None,
             snat_ports: None,
@@ -271,6 +282,7 @@ impl NetworkRequest {
         Outside {
             masquerade: self.masquerade,
             internal: self.internal,
+            punt: self.punt,
             isolated: self.isolate,
             uplink: self.uplink.clone(),
             snat_ports: self.snat_ports,
@@ -286,7 +298,7 @@ impl NetworkRequest {
 impl AttachRequest {
     /// An attachment of which nothing more is said.
     pub fn new(network: Name, ns: Name) -> Self {
-        Self { network, ns, ip: Vec::new(), mac: None, ifname: None, learn: false, trusted: false }
+        Self { network, ns, ip: Vec::new(), mac: None, ifname: None, learn: false, trusted: false, isolated: false }
     }
 }
 

@@ -124,6 +124,9 @@ pub struct Attachment {
     /// Whether senders go unchecked.
     #[serde(default)]
     pub trusted: bool,
+    /// Whether nothing passes between it and others that are isolated.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// A veth pair between two namespaces.

@@ -49,7 +49,7 @@ pub(super) fn top(host: &Host, format: Format, args: &TopArgs) -> Answer {
     }
     let interrupt = Interrupt::catch()?;
     let mut sampler = Sampler::new(host)?;
-    let mut screen = Screen::open().context("draw on this terminal")?;
+    let mut screen = Screen::open().context("cannot draw on this terminal")?;
     match run(&mut screen.0, &mut sampler, args.interval, &interrupt) {
         // A terminal that is gone says so in more than one way.
         Err(_) if interrupt.is_set() => Ok(ExitCode::SUCCESS),

@@ -124,8 +124,9 @@ fn delete_inner(inside: &Netlink, port: &Attachment) -> Result<()> {
 pub(crate) fn entry(port: &Attachment, network: &Network) -> PortEntry {
     let learn = if port.learn { flags::LEARN } else { 0 };
     let trusted = if port.trusted { flags::TRUSTED } else { 0 };
+    let isolated = if port.isolated { flags::ISOLATED } else { 0 };
     let takes = if network.is_accelerated() { flags::XDP | flags::XDP_PIECES } else { 0 };
-    let flags = learn | trusted | takes | network.port_flags();
+    let flags = learn | trusted | isolated | takes | network.port_flags();
     let (ipv4, ipv6) = first_of_each(&port.ips);
     let entry = Port::new(port.port(), network.id(), port.mac, network.mtu, flags).with_addresses(ipv4, ipv6);
     PortEntry { port: entry, addresses: network.with_link_local(&port.ips, port.mac), mac_given: port.mac_given }

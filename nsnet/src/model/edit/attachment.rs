@@ -62,6 +62,7 @@ impl State {
             outer,
             learn: request.learn,
             trusted: request.trusted,
+            isolated: request.isolated,
         })
     }
 
@@ -182,6 +183,9 @@ fn same_attachment(existing: &Attachment, request: &AttachRequest) -> Result<Att
     }
     if request.learn != existing.learn || request.trusted != existing.trusted {
         differences.push("other source checks".to_owned());
+    }
+    if request.isolated != existing.isolated {
+        differences.push((if existing.isolated { "--isolated" } else { "no --isolated" }).to_owned());
     }
     if differences.is_empty() {
         return Ok(existing.clone());

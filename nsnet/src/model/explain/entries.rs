@@ -147,7 +147,8 @@ impl Words<'_> {
 
     fn port(&self, port: &Port) -> String {
         let mut text = format!("{}, MAC {}, MTU {}", self.names.port(port.id()), port.mac(), port.mtu());
-        for (is_set, word) in [(port.learns(), ", learns"), (port.is_trusted(), ", trusted")] {
+        let words = [(port.learns(), ", learns"), (port.is_trusted(), ", trusted"), (port.is_isolated(), ", isolated")];
+        for (is_set, word) in words {
             if is_set {
                 text.push_str(word);
             }
@@ -172,16 +173,17 @@ impl Words<'_> {
     }
 
     fn policy(&self, policy: &Policy) -> String {
-        const WORDS: [(u32, &str); 5] = [
+        const WORDS: [(u32, &str); 6] = [
             (policy_flags::MASQUERADE, "masqueraded"),
             (policy_flags::INTERNAL, "internal"),
+            (policy_flags::PUNT, "punted to the host's stack"),
             (policy_flags::OPEN, "open to other open networks"),
             (policy_flags::FILTER_BY_ADDRESS, "filters by address"),
             (policy_flags::FILTER_NOTHING, "filters nothing"),
         ];
         let mut words: Vec<String> =
             WORDS.iter().filter(|(flag, _)| policy.has(*flag)).map(|(_, word)| (*word).to_owned()).collect();
-        if policy.flags & (policy_flags::MASQUERADE | policy_flags::INTERNAL) == 0 {
+        if policy.flags & (policy_flags::MASQUERADE | policy_flags::INTERNAL | policy_flags::PUNT) == 0 {
             words.insert(0, "routed".to_owned());
         }
         if policy.gateway != PortId::NONE {
