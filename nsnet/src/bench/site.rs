@@ -76,7 +76,7 @@ pub(super) struct Size {
     pub(super) published: u16,
     /// Further namespaces.
     pub(super) others: u16,
-    /// Of all addresses.
+    /// Of all addresses but those of further namespaces, which are of IPv4.
     pub(super) families: &'static [Family],
 }
 
@@ -302,7 +302,7 @@ fn world(families: &[Family]) -> Result<Lab> {
     let ends = [("host", HOST_IP), ("wan", WAN_IP)];
     for (ns, ip) in ends {
         let (ns, ip) = (lab.ns(ns)?, ip.parse()?);
-        // What asks for a neighbour is sent from an address of the link, for which nobody has to wait then.
+        // The host asks for a neighbour by an address of the link, which it would have a second later.
         ns.run(|| sysctl::write("net/ipv6/conf/default/accept_dad", "0"))??;
         families.iter().try_for_each(|family| give(&ns, UPLINK, family.net(ip, 24)?))?;
     }
@@ -458,6 +458,7 @@ fn macvlan(families: &[Family]) -> Result<Site> {
 fn routed(size: Size) -> Result<Site> {
     let mut lab = world(size.families)?;
     let host = lab.ns("host")?;
+    size.families.iter().try_for_each(|family| forward(&host, *family))?;
     let mut members = Vec::new();
     for (ns, ip) in [("red", Ipv4Addr::new(192, 168, 15, 17)), ("blue", Ipv4Addr::new(192, 168, 15, 19))] {
         let namespace = lab.make(ns)?;
@@ -476,7 +477,6 @@ fn routed(size: Size) -> Result<Site> {
     let [red, blue] = <[Member; 2]>::try_from(members).ok().context("two members")?;
     let publishing = Publishing::begin()?;
     for family in size.families {
-        forward(&host, *family)?;
         load_nft(&host, *family, &rules(*family, "to-+", NET, blue.ip, size)?.masquerade())?;
     }
     let (published_in, published_memory) = publishing.end()?;
