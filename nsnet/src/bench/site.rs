@@ -25,7 +25,7 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::route::Route;
 use crate::kernel::sysctl;
-use crate::lab::ping::ping;
+use crate::lab::ping::answers;
 use crate::lab::{HOST_IP, Lab, WAN_IP, bridge};
 
 /// The program that acts on nsnet's sites: this one, also when its file is replaced meanwhile.
@@ -266,8 +266,10 @@ impl Site {
         Ok(())
     }
 
-    /// The MAC that red sends to for what is beyond its network. Known once it has.
+    /// The MAC that red sends to for what is beyond its network.
     fn gateway_mac(&self, family: Family) -> Result<[u8; 6]> {
+        // What it has not used for a minute it may have forgotten.
+        self.reach(Way::NsToOutside, family)?;
         let gateway = family.address(self.gateway);
         let neighbours = Netlink::inside(&self.lab.ns("red")?)?.neighbours()?;
         let known = neighbours.iter().find(|entry| entry.ip == gateway).and_then(|entry| entry.mac);
@@ -279,14 +281,19 @@ impl Site {
         for way in [Way::NsToNs, Way::NsToHost, Way::NsToOutside] {
             // The proxy's namespaces are on a bridge: they reach each other, too.
             if self.peer.has(way) || (way == Way::NsToNs && self.peer == Peer::Proxy) {
-                let (sender, _, to) = self.ends(way)?;
-                for to in self.families.iter().map(|family| family.address(to)) {
-                    // The first may wait for a neighbour.
-                    let pings = sender.run(|| ping(to, 3, 56, Duration::from_secs(1)))??;
-                    ensure!(pings.received > 0, "no ping from {} to {to}", way.name());
-                }
+                self.families.iter().try_for_each(|family| self.reach(way, *family))?;
             }
         }
+        Ok(())
+    }
+
+    /// A ping over `way`.
+    fn reach(&self, way: Way, family: Family) -> Result<()> {
+        let (sender, _, to) = self.ends(way)?;
+        let to = family.address(to);
+        // The first may wait for a neighbour.
+        let answered = sender.run(|| answers(to, 3, Duration::from_secs(1)))??;
+        ensure!(answered, "no ping from {} to {to}", way.name());
         Ok(())
     }
 }
