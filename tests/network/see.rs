@@ -1,7 +1,7 @@
 //! What is to be seen of a running dataplane: `stats --watch`, `top`, hits of published ports.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};

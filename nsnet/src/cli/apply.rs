@@ -33,9 +33,9 @@ const LONGEST: u64 = 16 << 20;
 /// Arguments of `plan` and `apply`.
 #[derive(Debug, Args)]
 pub(super) struct FileArgs {
-    /// What is to be there, in TOML (`nsnet schema` tells its keys); `-` is stdin. One that declares nothing is refused, as
-    /// `nsnet down` is there for that. When left out: what verbs have made
-    /// so far, so that only what was changed behind nsnet's back is put right
+    /// What is to be there, in TOML (`nsnet schema` tells its keys); `-` is stdin. A file that declares nothing is
+    /// refused: `nsnet down` is for that. When left out: what verbs have made so far, so that only what was changed
+    /// behind nsnet's back is put right
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
