@@ -197,17 +197,17 @@ fn as_comparable(had: &Outside, asked: &Outside) -> Outside {
     Outside { masquerade: had.masquerade && asked.masquerade, ..had.clone() }
 }
 
+/// Subnets, for a message.
+pub(super) fn listed(subnets: impl Iterator<Item = IpNet>) -> String {
+    subnets.map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
+}
+
 fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside, modes: Modes) -> String {
     let subnets: Vec<String> = subnets.iter().map(|s| format!("{} (gateway {})", s.net, s.gateway)).collect();
     let mtu = mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
     let options = [outside.to_string(), modes.to_string()].into_iter().filter(|words| !words.is_empty());
     let options: String = options.map(|words| format!(", {words}")).collect();
     format!("{}{mtu}{options}", subnets.join(", "))
-}
-
-/// Subnets, for a message.
-pub(super) fn listed(subnets: impl Iterator<Item = IpNet>) -> String {
-    subnets.map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn overlap(one: &IpNet, other: &IpNet) -> bool {
