@@ -105,7 +105,7 @@ impl State {
         taken.extend(network.subnets.iter().map(|subnet| subnet.gateway));
         for (position, ip) in request.ip.iter().enumerate() {
             let Some(subnet) = network.subnet_of(*ip) else {
-                let subnets = listed(network.subnets.iter().map(|subnet| subnet.net));
+                let subnets = listed(&network.subnets);
                 return refuse(format_args!("attach {ns}: address {ip} is in no subnet of network {name} ({subnets})"));
             };
             if request.ip[..position].contains(ip) {

@@ -184,8 +184,7 @@ fn subnets_of(request: &NetworkRequest, had: Option<&Network>) -> Result<Vec<Sub
             refuse(format_args!("network {name}: gateway {stray} is the second of its subnet; leave one out"))
         }
         Some(stray) => {
-            let subnets = subnets.iter().map(|subnet| subnet.net);
-            refuse(format_args!("network {name}: gateway {stray} is in no subnet of it ({})", listed(subnets)))
+            refuse(format_args!("network {name}: gateway {stray} is in no subnet of it ({})", listed(&subnets)))
         }
         None => Ok(subnets),
     }
@@ -198,8 +197,8 @@ fn as_comparable(had: &Outside, asked: &Outside) -> Outside {
 }
 
 /// Subnets, for a message.
-pub(super) fn listed(subnets: impl Iterator<Item = IpNet>) -> String {
-    subnets.map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
+pub(super) fn listed(subnets: &[Subnet]) -> String {
+    subnets.iter().map(|subnet| subnet.net.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside, modes: Modes) -> String {
