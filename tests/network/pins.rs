@@ -11,7 +11,7 @@ use nsnet_common::layout::{MAX_PORTS, Port, names};
 
 use super::bed::{Bed, V4};
 use super::object::pins;
-use super::world::{World, refused};
+use super::world::{World, complaint, refused};
 
 /// What puts something there.
 type Plant = Box<dyn FnOnce(&Path) -> Result<()>>;
@@ -60,14 +60,18 @@ fn what_others_made_is_refused() -> Result<()> {
     let root = pins(&bed.lab)?;
     let (maps, programs) = (root.join("maps"), root.join("programs"));
     let twin = |of: PathBuf| move |pin: &Path| Ok(fs::hard_link(of, pin)?);
-    // Neither a verb that changes something nor one that only looks takes it for what it is called.
-    let ports =
-        Planted::new(maps.join(names::PORTS), |pin| Ok(HashMap::<MapData, u32, [u8; 8]>::create(16, 0)?.pin(pin)?))?;
-    for line in ["stats", "explain --from @red --to @blue"] {
-        let complaint = refused(&bed.lab, line)?;
-        assert!(complaint.contains(names::PORTS) && complaint.contains("nsnet down"), "`{line}`: {complaint}");
+    // A verb that only looks does not take it for what it is called either.
+    for (map, line) in
+        [(names::PORTS, "explain --from @red tcp 192.168.15.2:80"), (names::COUNTERS, "stats"), (names::DROPS, "drops")]
+    {
+        let other = |pin: &Path| Ok(HashMap::<MapData, [u8; 6], [u8; 6]>::create(16, 0)?.pin(pin)?);
+        let _planted = Planted::new(maps.join(map), other)?;
+        let complaint = complaint(&bed.lab.try_nsnet(line)?).with_context(|| line.to_owned())?;
+        assert!(
+            complaint.contains(&format!("maps/{map}")) && complaint.contains("nsnet down"),
+            "`{line}`: {complaint}"
+        );
     }
-    drop(ports);
     let plants: [(PathBuf, Plant); 7] = [
         // Right in all, but no program looks there.
         (maps.join(names::PORTS), Box::new(|pin| Ok(Array::<MapData, Port>::create(MAX_PORTS, 0)?.pin(pin)?))),
