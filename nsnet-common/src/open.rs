@@ -49,16 +49,20 @@ pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> 
     if is_never_routed(destination) {
         return Err(DropReason::Martian);
     }
-    match find_way(scratch, tables)? {
-        Route::Local => leave_to_host(from, scratch, tables),
-        Route::Forward if scratch.policy.has(policy_flags::INTERNAL) => Err(DropReason::InternalNetwork),
-        Route::Forward if scratch.policy.has(policy_flags::PUNT) => {
-            scratch.lead = Lead::Host;
-            Ok(())
-        }
-        Route::Forward => leave_by_uplink(from, scratch, tables),
-        Route::Unreachable | Route::Prohibited | Route::Blackhole => Err(DropReason::NoRoute),
+    let route = find_way(scratch, tables);
+    // The routes have one answer for the host's own addresses and for those that they lead nowhere. Only the former may get
+    // to its stack, which by a rule that our question does not meet (a mark, a TOS) might forward the others as they are.
+    if route == Ok(Route::Local) && is_hosts(&scratch.datagram.key.destination, tables) {
+        return leave_to_host(from, scratch, tables);
     }
+    if scratch.policy.has(policy_flags::INTERNAL) {
+        return Err(DropReason::InternalNetwork);
+    }
+    if scratch.policy.has(policy_flags::PUNT) {
+        scratch.lead = Lead::Host;
+        return Ok(());
+    }
+    if route? == Route::Forward { leave_by_uplink(from, scratch, tables) } else { Err(DropReason::NoRoute) }
 }
 
 /// To an address in one of the networks: the gateway, a published port of it, or a namespace.
@@ -175,9 +179,11 @@ pub(crate) fn enter(uplink: &Port, scratch: &mut Scratch, tables: impl Tables) -
         && !is_never_routed(&scratch.datagram.key.source)
         && let Some(place) = published(scratch, tables).or_else(|| published_since(scratch, tables))
     {
+        check_sender_outside(&scratch.datagram.key.source, tables)?;
         return publish::from_outside(uplink, place, scratch, tables);
     }
     if let Some(mapping) = nat::admitted(&scratch.datagram.key, tables) {
+        check_sender_outside(&scratch.datagram.key.source, tables)?;
         return publish::to_mapped(uplink, &mapping, scratch, tables);
     }
     // The host would answer RST to a port of which it knows nothing (RFC 5382 REQ-4).
@@ -198,6 +204,19 @@ fn check_from_outside(datagram: &Datagram, tables: impl Tables) -> Result<(), Dr
         return Err(DropReason::DirectAccess);
     }
     if is_loopback(&key.destination) || is_loopback(&key.source) { Err(DropReason::Martian) } else { Ok(()) }
+}
+
+/// Whether an address may be a sender's out there that opens a flow to a namespace: no packet of the host's own comes in by an
+/// uplink, and none from a broadcast address (RFC 1812 section 5.3.7).
+#[inline(never)]
+fn check_sender_outside(source: &IpAddress, tables: impl Tables) -> Result<(), DropReason> {
+    if is_hosts(source, tables) || is_never_routed(source) { Err(DropReason::Martian) } else { Ok(()) }
+}
+
+/// Whether the host's stack takes packets to the address for its own.
+#[inline(never)]
+fn is_hosts(ip: &IpAddress, tables: impl Tables) -> bool {
+    tables.is_local(*ip) || tables.is_broadcast(*ip)
 }
 
 /// The network in whose subnet the address is.

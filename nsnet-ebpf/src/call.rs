@@ -149,6 +149,24 @@ impl<const V4: bool> Call<V4> {
         })
     }
 
+    /// Whether the socket is connected to this endpoint; `peer` has a port.
+    #[inline(always)]
+    pub(crate) fn is_connected_to(&self, peer: Endpoint) -> bool {
+        let ctx = self.ctx;
+        let socket: *mut bpf_sock = read!((*ctx).__bindgen_anon_1.sk);
+        let ip = if V4 {
+            IpAddress::v4(read!((*socket).dst_ip4).to_ne_bytes())
+        } else {
+            joined([
+                read!((*socket).dst_ip6[0]),
+                read!((*socket).dst_ip6[1]),
+                read!((*socket).dst_ip6[2]),
+                read!((*socket).dst_ip6[3]),
+            ])
+        };
+        ip == peer.ip && u16::from_be(read!((*socket).dst_port)) == peer.port
+    }
+
     /// Lets the kernel choose the source address again; `false` when the socket has a port already, and keeps both.
     /// In a connect hook only.
     #[inline(always)]

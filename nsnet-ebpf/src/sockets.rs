@@ -83,6 +83,11 @@ fn connect<const V4: bool>(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn send<const V4: bool>(ctx: SockAddrContext) -> i32 {
     let Some(call) = Call::<V4>::of_host(ctx) else { return PROCEED };
+    // An IPv6 socket that is connected to a mapped address names it anew with each datagram. Where that leads was decided
+    // when it connected, and what it asked for then stays remembered.
+    if call.is_connected_to(call.endpoint()) {
+        return PROCEED;
+    }
     let target = socket::redirect(call.socket(), call.protocol, call.endpoint(), call.maps());
     let Some(target) = target else { return PROCEED };
     if call.is_bound_to_loopback() {

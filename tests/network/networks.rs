@@ -110,6 +110,32 @@ fn an_internal_network_has_no_way_out() -> Result<()> {
     Ok(())
 }
 
+/// The host's stack knows ways that the programs' question does not meet, here by TOS: what has no route for them must not
+/// get there, as it would leave as it is.
+#[test]
+fn a_rule_that_the_programs_do_not_see_is_no_way_out() -> Result<()> {
+    const TOS: u8 = 0x10;
+    let mut bed = Outside::with("", &[], &["g1"])?;
+    bed.add_network("v-net-1", "--subnet 10.9.0.0/24 --internal")?;
+    bed.add_ghost("v-net-1", "g3")?;
+    bed.ip("host", "route del default")?;
+    bed.ip("host", &format!("route add default via {} table 77", wan(false)))?;
+    bed.ip("host", &format!("rule add tos {TOS:#x} table 77"))?;
+    let at_wan = bed.end("wan")?;
+    for (name, reason) in [("g1", "no-route"), ("g3", "internal-network")] {
+        let end = bed.end(name)?;
+        let packet = Packet::udp(end.endpoint(false, 4000), remote(false, 1, 53), b"?");
+        let mut frame = packet.frame(end.mac, end.gateway);
+        // Ethernet header, version and length, TOS; the header's checksum is ten bytes into it.
+        frame[15] = TOS;
+        let checksum = u16::from_be_bytes([frame[24], frame[25]]);
+        let (sum, carry) = (!checksum).overflowing_add(u16::from(TOS));
+        frame[24..26].copy_from_slice(&(!(sum + u16::from(carry))).to_be_bytes());
+        bed.drops_frames(&end, &[frame], &[&at_wan], reason)?;
+    }
+    bed.check_no_leak()
+}
+
 /// Behaviours 2, 21: the host is reached at its addresses, and reaches everybody.
 #[test]
 fn the_host_is_reached_and_reaches() -> Result<()> {

@@ -183,6 +183,8 @@ fn datagrams_to_any_address_of_the_host() -> Result<()> {
         let mapped: SocketAddr = "[::ffff:127.0.0.1]:8080".parse()?;
         let client = UdpSocket::bind(("::", 0))?;
         assert_eq!(echoed(&client, Some(mapped))?, mapped);
+        client.connect(mapped)?;
+        assert_eq!((echoed(&client, None)?, client.peer_addr()?), (mapped, mapped), "connected to a mapped address");
         // One socket, several addresses, in turn; and red by its own.
         let client = UdpSocket::bind(("0.0.0.0", 0))?;
         let direct = SocketAddr::new(red.v4.into(), INNER);

@@ -92,15 +92,18 @@ pub(crate) fn test_tools() -> Result<()> {
 }
 
 /// What the bench makes its peers and some of its traffic with, and the packages of these programs.
-const BENCH_TOOLS: [(&str, &str); 8] = [
+const BENCH_TOOLS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
+    ("ip6tables-nft-restore", "iptables"),
     ("iptables-legacy-restore", "iptables"),
+    ("ip6tables-legacy-restore", "iptables"),
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("iperf3", "iperf3"),
     ("nginx", "nginx-light"),
     ("wrk", "wrk"),
+    ("sockperf", "sockperf"),
 ];
 
 /// What the bench calls at run time. It measures without them, too, and says what it leaves out: so a machine without

@@ -119,6 +119,13 @@ fn chains() -> Vec<Case> {
             .dropped(bad),
         from(&RED, "IPv6 AH beyond the end", ip().protocol(51, &[58, 9, 0, 0, 0, 0, 0, 0])).dropped(bad),
     ];
+    // Type and segments left of the routing header.
+    let by_way_of = |kind: u8, left: u8| ip().extension(43, 2).udp(1, 2).set(56, &[kind, left]);
+    for left in [0, 1] {
+        let case = from(&RED, format!("IPv6 source route, {left} left"), by_way_of(0, left));
+        cases.push(case.dropped(DropReason::SourceRoute));
+    }
+    cases.push(from(&RED, "IPv6 home address", by_way_of(2, 1)).delivered(&BLUE));
     for kind in [0, 43, 51, 60] {
         let frame = ip().protocol(kind, &[]);
         cases.push(from(&RED, format!("IPv6 that ends where header {kind} should begin"), frame).dropped(bad));

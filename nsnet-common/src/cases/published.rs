@@ -1,6 +1,6 @@
 //! Published ports, from outside and from namespaces; and what from outside gets in nowhere.
 
-use crate::layout::{FlowKey, FlowState, Publish, QUARANTINE};
+use crate::layout::{FlowKey, FlowState, Publish, QUARANTINE, policy_flags};
 use crate::memory::MemoryTables;
 use crate::verdict::DropReason;
 use crate::wire::{IpAddress, Mac};
@@ -10,7 +10,8 @@ use super::frame::{Frame, v4, v6};
 use super::sequence::{Sequence, Step, from, outside};
 use super::talk::{ACK, FIN, L4, SYN, Talk, put};
 use super::world::{
-    AFAR_V4, AFAR_V6, BLUE, CYAN, End, FREE_V4, HOST, HOST_2, HOST_4, LIME, RED, ROUTER_MAC, SECOND_V4, SECRET, UPLINK,
+    AFAR_V4, AFAR_V6, BLUE, CYAN, End, FREE_V4, HOST, HOST_2, HOST_4, LIME, RED, ROUTER_MAC, SECOND_V4, SECRET,
+    SIDE_V4, UPLINK,
 };
 
 const FIRST_SYN: L4 = L4::Tcp(SYN, 100, 0, 0);
@@ -19,6 +20,7 @@ const THIRD: L4 = L4::Tcp(ACK, 101, 9001, 0);
 
 pub(super) fn sequences() -> Vec<Sequence> {
     let mut all = from_outside();
+    all.extend(forged_senders());
     all.extend(not_published());
     all.extend(from_inside());
     all.extend(by_mapping());
@@ -159,6 +161,32 @@ fn give(tables: &mut MemoryTables, place: usize, end: &End) {
     entry.epoch += 1;
 }
 
+/// Nobody outside has an address of the host's, nor a broadcast address: such packets get to no published port, and to no
+/// mapped one.
+fn forged_senders() -> Vec<Sequence> {
+    let mut all = Vec::new();
+    for (name, v4_sender) in [
+        ("the host", UPLINK.ipv4),
+        ("the host's second address", SECOND_V4),
+        ("the host's address elsewhere", SIDE_V4),
+        ("a broadcast address", v4("192.0.2.255")),
+    ] {
+        let forged = publish(&RED, true, 80, 8080).with(v4_sender, UPLINK.ipv6);
+        let step = forged.comes(FIRST_SYN).dropped(DropReason::Martian);
+        all.push(Sequence::new(format!("published, in the name of {name}")).step(step));
+        let open = |tables: &mut MemoryTables| {
+            tables.policies.values_mut().for_each(|policy| policy.flags |= policy_flags::FILTER_NOTHING);
+        };
+        let (talk, forged) = (Talk::red(true, 3000, 4000), Talk::red(true, 3000, 4000).with(v4_sender, UPLINK.ipv6));
+        let mapped = Sequence::new(format!("mapped, in the name of {name}")).with(open).step(talk.out(L4::Udp));
+        all.push(mapped.step(forged.comes(L4::Udp).dropped(DropReason::Martian)).step(talk.back(L4::Udp)));
+    }
+    let forged = publish(&BLUE, false, 443, 8443).with(UPLINK.ipv4, UPLINK.ipv6);
+    let step = forged.comes(FIRST_SYN).dropped(DropReason::Martian);
+    all.push(Sequence::new("published, IPv6, in the name of the host").step(step));
+    all
+}
+
 fn not_published() -> Vec<Sequence> {
     let talk = publish(&RED, true, 80, 8080);
     let mut second = talk;
@@ -179,8 +207,12 @@ fn not_published() -> Vec<Sequence> {
         Sequence::new("not published: the host's other address").step(second.comes(FIRST_SYN)),
         Sequence::new("not published: an address that is not the host's").step(through.comes(FIRST_SYN)),
         Sequence::new("not published: an address without a route, asked from inside").step(
-            from(&RED, put(RED.to(&HOST).ipv4(RED.ipv4, unrouted.outer.0), FIRST_SYN, (3000, 8443), true))
-                .goes_to_host(&HOST),
+            from(&RED, put(RED.to(&HOST).ipv4(RED.ipv4, unrouted.outer.0), FIRST_SYN, (3000, 8443), true)).told(
+                DropReason::NoRoute,
+                &HOST,
+                [3, 0],
+                0,
+            ),
         ),
         Sequence::new("not published: an address without a route").step(unrouted.comes(FIRST_SYN)),
         Sequence::new("not published: the same, which nsnet has not seen since")

@@ -95,6 +95,9 @@ fn no_way() -> Vec<Sequence> {
     }
     let internal = from(&WHITE, to_v4(&WHITE, &HOST_3, AFAR_V4).udp(1, 2));
     all.push(Sequence::new("internal: out").step(internal.told(DropReason::InternalNetwork, &HOST_3, [3, 13], 0)));
+    let unrouted = from(&WHITE, to_v4(&WHITE, &HOST_3, v4("100.64.0.1")).udp(1, 2));
+    let told = unrouted.told(DropReason::InternalNetwork, &HOST_3, [3, 13], 0);
+    all.push(Sequence::new("internal: out, where there is no route").step(told));
     let gateway = from(&WHITE, to_v4(&WHITE, &HOST_3, HOST_3.ipv4).udp(1, 2)).goes_to_host(&HOST_3);
     all.push(Sequence::new("internal: to the gateway").step(gateway));
     let link_local = from(&RED, to_v6(&RED, &HOST, v6("fe80::99")).udp(1, 2)).goes_to_host(&HOST);

@@ -96,6 +96,7 @@ impl World {
         for is_v4 in [true, false] {
             let bits = if is_v4 { 32 } else { 128 };
             tables.routes.push((ip(UPLINK, is_v4), bits, Route::Local, Hop::default()));
+            tables.locals.insert(ip(UPLINK, is_v4));
         }
         tables.clock.set(1_000_000_000_000);
         Self { tables, scratch: std::boxed::Box::default(), drops: Vec::new() }

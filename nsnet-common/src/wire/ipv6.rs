@@ -166,7 +166,7 @@ fn unit_of(protocol: IpProtocol) -> Option<u16> {
 /// Walks the chain that begins at `upper`. By `repeat`, because the verifier walks each round of a plain loop.
 #[inline(always)]
 fn walk(mut upper: UpperLayer, frame: &impl Packet, tables: impl Tables) -> Result<UpperLayer, DropReason> {
-    let mut ended = false;
+    let (mut ended, mut is_source_routed) = (false, false);
     // One round more than there may be headers, which finds that the chain is at its end.
     tables.repeat(MAX_EXTENSIONS as u32 + 1, &mut || {
         let Some(unit) = unit_of(upper.protocol) else {
@@ -174,6 +174,11 @@ fn walk(mut upper: UpperLayer, frame: &impl Packet, tables: impl Tables) -> Resu
             return false;
         };
         let Some(extension) = frame.view::<Extension>(usize::from(upper.at)) else { return false };
+        // RFC 5095: a routing header of type 0 is not obeyed by anybody, nor passed on to who might.
+        if upper.protocol == IpProtocol::ROUTING && extension.fragment_offset.get() >> 8 == 0 {
+            is_source_routed = true;
+            return false;
+        }
         upper.protocol = IpProtocol(extension.next_header);
         upper.at = upper.at.saturating_add(8 + u16::from(extension.length) * unit);
         upper.extended = true;
@@ -190,7 +195,11 @@ fn walk(mut upper: UpperLayer, frame: &impl Packet, tables: impl Tables) -> Resu
         upper.is_first_fragment = field & 1 != 0;
         true
     });
-    if ended { Ok(upper) } else { Err(DropReason::BadIpv6) }
+    match (ended, is_source_routed) {
+        (true, _) => Ok(upper),
+        (false, true) => Err(DropReason::SourceRoute),
+        (false, false) => Err(DropReason::BadIpv6),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! and drops them at the last interface, for every peer. An XDP program could not: it does not see what
 //! `bpf_redirect_peer` delivers.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +16,7 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, T
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use nsnet_common::bench::{
-    COUNTED, ECHO, GENERATE, HEADER_WORDS, NEXT, NOTHING, SHAPE_FIXED, SHAPE_V4, SINK, TEMPLATE, Template,
+    COUNTED, ECHO, GENERATE, HEADER_WORDS, NEXT, NOTHING, SHAPE_FIXED, SHAPE_V4, SHAPE_V6, SINK, TEMPLATE, Template,
 };
 
 use super::site::Injection;
@@ -32,9 +33,10 @@ const BATCH: u32 = 64;
 /// Frames that find out how fast it goes: first so many, and the rest where these are no slot's work.
 pub(super) const TRIAL: u32 = 4096;
 const FIRST_TRIAL: u32 = BATCH;
-/// Ethernet header, IPv4 header, UDP header.
+/// Lengths of headers.
 const ETHERNET: usize = 14;
-const HEADERS: usize = ETHERNET + 20 + 8;
+const V4_HEADER: usize = 20;
+const V6_HEADER: usize = 40;
 const UDP: u8 = 17;
 
 /// The programs, loaded.
@@ -204,24 +206,22 @@ fn ifindex((ns, interface): &(NetNs, String)) -> Result<u32> {
     Ok(Netlink::inside(ns)?.existing_link(interface)?.index)
 }
 
-/// Datagrams on the way of `injection`.
+/// Datagrams on the way of `injection`, of the family of its addresses.
 pub(super) fn datagrams(injection: &Injection, series: Series) -> Template {
     let Injection { macs: [source_mac, destination_mac], ips: [source, destination], .. } = injection;
-    let (ip_length, udp_length) = ((series.length - ETHERNET) as u16, (series.length - ETHERNET - 20) as u16);
-    let mut bytes = Vec::with_capacity(HEADERS);
-    bytes.extend([&destination_mac[..], &source_mac[..], &[0x08, 0x00]].concat());
-    let mut ip = [&[0x45, 0][..], &ip_length.to_be_bytes(), &[0, 0, 0x40, 0, 64, UDP, 0, 0]].concat();
-    ip.extend([source.octets(), destination.octets()].concat());
-    let checksum = !fold(sum(&ip));
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-    bytes.extend(ip);
-    bytes.extend([&[0, 0, 0, 0][..], &udp_length.to_be_bytes(), &[0, 0]].concat());
+    let addresses = [octets(*source), octets(*destination)].concat();
+    let is_v6 = source.is_ipv6();
+    let (ethertype, shape, ip_length) =
+        if is_v6 { (0x86dd_u16, SHAPE_V6, V6_HEADER) } else { (0x0800, SHAPE_V4, V4_HEADER) };
+    let udp_length = (series.length - ETHERNET - ip_length) as u16;
+    let ip = if is_v6 { v6_header(udp_length, &addresses) } else { v4_header(udp_length, &addresses) };
+    let ethernet = [&destination_mac[..], source_mac, &ethertype.to_be_bytes()].concat();
+    let udp = [&[0, 0, 0, 0][..], &udp_length.to_be_bytes(), &[0, 0]].concat();
     // The pseudo-header, the length in the header, and a payload of zeros.
-    let addresses = sum(&[source.octets(), destination.octets()].concat());
-    let under_checksum = addresses + u32::from(UDP) + 2 * u32::from(udp_length);
+    let under_checksum = sum(&addresses) + u32::from(UDP) + 2 * u32::from(udp_length);
     Template {
-        header: words(&bytes),
-        shape: SHAPE_V4,
+        header: words(&[ethernet, ip, udp].concat()),
+        shape,
         sum: under_checksum,
         first_source: series.first_source.into(),
         sources: series.sources.into(),
@@ -231,11 +231,32 @@ pub(super) fn datagrams(injection: &Injection, series: Series) -> Template {
     }
 }
 
+/// Before `payload` bytes of UDP; without options, not to be fragmented.
+fn v4_header(payload: u16, addresses: &[u8]) -> Vec<u8> {
+    let length = V4_HEADER as u16 + payload;
+    let mut header = [&[0x45, 0][..], &length.to_be_bytes(), &[0, 0, 0x40, 0, 64, UDP, 0, 0], addresses].concat();
+    let checksum = !fold(sum(&header));
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    header
+}
+
+/// The same of IPv6.
+fn v6_header(payload: u16, addresses: &[u8]) -> Vec<u8> {
+    [&[0x60, 0, 0, 0][..], &payload.to_be_bytes(), &[UDP, 64], addresses].concat()
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
 /// Broadcast ARP requests of the sender for the receiver's address.
 pub(super) fn arp_requests(injection: &Injection) -> Template {
     let Injection { macs: [mac, _], ips: [source, destination], .. } = injection;
     let head = [&[0xff; 6][..], mac, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1], mac].concat();
-    let bytes = [&head[..], &source.octets(), &[0; 6], &destination.octets()].concat();
+    let bytes = [&head[..], &octets(*source), &[0; 6], &octets(*destination)].concat();
     Template {
         header: words(&bytes),
         shape: SHAPE_FIXED,
@@ -267,13 +288,12 @@ fn fold(sum: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
-    fn injection() -> Injection {
+    fn injection(ips: [IpAddr; 2]) -> Injection {
         let here = || (NetNs::current().unwrap(), "lo".to_owned());
-        let ips = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
         Injection {
             entry: here(),
             macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
@@ -284,33 +304,56 @@ mod tests {
         }
     }
 
-    /// The frame as the program writes it.
-    fn frame(template: &Template, number: u64, length: usize) -> Vec<u8> {
+    fn of_v4() -> Injection {
+        injection([1, 2].map(|host| Ipv4Addr::new(10, 0, 0, host).into()))
+    }
+
+    fn of_v6() -> Injection {
+        injection([1, 2].map(|host| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0xffff, 0xc0a8, host).into()))
+    }
+
+    /// The frame as the program writes it, whose UDP header begins at `udp`.
+    fn frame(template: &Template, number: u64, udp: usize, length: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = template.header.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        bytes.truncate(HEADERS);
+        bytes.truncate(udp + 8);
         bytes.resize(length, 0);
         let (source, destination) = template.ports(number);
-        bytes[34..36].copy_from_slice(&source.to_be_bytes());
-        bytes[36..38].copy_from_slice(&destination.to_be_bytes());
-        bytes[40..42].copy_from_slice(&template.checksum(source, destination).to_be_bytes());
+        bytes[udp..udp + 2].copy_from_slice(&source.to_be_bytes());
+        bytes[udp + 2..udp + 4].copy_from_slice(&destination.to_be_bytes());
+        bytes[udp + 6..udp + 8].copy_from_slice(&template.checksum(source, destination).to_be_bytes());
         bytes
     }
 
     #[test]
     fn checksums_are_right() {
         let series = Series { length: 64, first_source: 1000, sources: 10, first_destination: 53, destinations: 3 };
-        let template = datagrams(&injection(), series);
-        for number in [0, 7, 29] {
-            let frame = frame(&template, number, 64);
-            assert_eq!(fold(sum(&frame[14..34])), 0xffff, "of the IPv4 header");
-            let pseudo = sum(&frame[26..34]) + u32::from(UDP) + sum(&frame[38..40]);
-            assert_eq!(fold(pseudo + sum(&frame[34..])), 0xffff, "of the datagram");
+        for (injection, udp) in [(of_v4(), 34), (of_v6(), 54)] {
+            let template = datagrams(&injection, series);
+            let addresses = 2 * octets(injection.ips[0]).len();
+            for number in [0, 7, 29] {
+                let frame = frame(&template, number, udp, 64);
+                let pseudo = sum(&frame[udp - addresses..udp]) + u32::from(UDP) + sum(&frame[udp + 4..udp + 6]);
+                assert_eq!(fold(pseudo + sum(&frame[udp..])), 0xffff, "of the datagram");
+            }
         }
     }
 
     #[test]
+    fn headers_are_as_they_should_be() {
+        let series = Series { length: 64, first_source: 1000, sources: 1, first_destination: 53, destinations: 1 };
+        let v4 = frame(&datagrams(&of_v4(), series), 0, 34, 64);
+        assert_eq!((v4[12..16].to_vec(), v4[16..18].to_vec(), v4[23]), (vec![8, 0, 0x45, 0], vec![0, 50], UDP));
+        assert_eq!(fold(sum(&v4[14..34])), 0xffff, "the checksum of the header");
+        assert_eq!(v4[38..40], [0, 30]);
+        let v6 = frame(&datagrams(&of_v6(), series), 0, 54, 64);
+        assert_eq!((v6[12..15].to_vec(), v6[18..22].to_vec()), (vec![0x86, 0xdd, 0x60], vec![0, 10, UDP, 64]));
+        assert_eq!((v6[22..24].to_vec(), v6[34..38].to_vec()), (vec![0xfd, 0], vec![0xc0, 0xa8, 0, 1]));
+        assert_eq!(v6[58..60], [0, 10]);
+    }
+
+    #[test]
     fn asks_everybody_for_the_receiver() {
-        let frame = frame(&Template { shape: SHAPE_FIXED, ..arp_requests(&injection()) }, 0, 42);
+        let frame = frame(&Template { shape: SHAPE_FIXED, ..arp_requests(&of_v4()) }, 0, 34, 42);
         assert_eq!(frame[..6], [0xff; 6]);
         assert_eq!(frame[12..14], [8, 6]);
         assert_eq!(frame[28..32], [10, 0, 0, 1]);

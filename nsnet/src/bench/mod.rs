@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   plan     which cells (way x load) and which points of the scaling curves, for how long
-//!   peer     what is compared with; site builds each in namespaces of its own (rules, proxy, tool help)
+//!   peer     what is compared with; site builds each in namespaces of its own (family, rules, proxy, tool help)
 //!   sockets, inject, outer   what fills a way: the lab's loads, frames from within the kernel, programs of others
 //!   run      carries a plan out: random blocks over all peers of a cell; progress; Results
 //!   result   what was found, as report.json; goals judges it; report makes report.md and report.html
@@ -10,6 +10,7 @@
 //!
 //! How it is measured, and why so, is told in [`crate::lab::compare`]. Nothing of the machine's own network is touched.
 
+mod family;
 pub mod goals;
 mod inject;
 mod outer;

@@ -126,9 +126,9 @@ impl Peer {
     /// The programs that it is made with.
     pub(super) fn tools(self) -> &'static [&'static str] {
         match self {
-            Peer::DockerNft => &[tool::IPTABLES_NFT, tool::CONNTRACK],
-            Peer::DockerLegacy => &[tool::IPTABLES_LEGACY, tool::CONNTRACK],
-            Peer::Routed => &[tool::IPTABLES_NFT, tool::IP, tool::CONNTRACK],
+            Peer::DockerNft => &[tool::IPTABLES_NFT, tool::IP6TABLES_NFT, tool::CONNTRACK],
+            Peer::DockerLegacy => &[tool::IPTABLES_LEGACY, tool::IP6TABLES_LEGACY, tool::CONNTRACK],
+            Peer::Routed => &[tool::IPTABLES_NFT, tool::IP6TABLES_NFT, tool::IP, tool::CONNTRACK],
             Peer::NftMaps => &[tool::NFT, tool::CONNTRACK],
             Peer::Macvlan => &[tool::IP],
             Peer::Direct

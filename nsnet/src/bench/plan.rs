@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::family::Family;
 use super::peer::{Peer, Way};
 use super::result::{Axis, Load, Point};
 
@@ -109,7 +110,7 @@ impl Effort {
     fn loads(self, way: Way) -> Vec<Load> {
         let mut loads = vec![Load::Tcp, Load::RoundTrips];
         if self == Effort::Smoke {
-            return if way == Way::NsToNs { vec![Load::Udp64, Load::Injected64] } else { Vec::new() };
+            return if way == Way::NsToNs { vec![Load::Udp64, Load::Injected64, Load::InjectedV6] } else { Vec::new() };
         }
         if !matches!(way, Way::HostToPublished | Way::NsToPublished) {
             loads.extend([Load::Udp64, Load::Udp64Polled]);
@@ -118,13 +119,15 @@ impl Effort {
             loads.push(Load::Connections);
         }
         if matches!(way, Way::NsToNs | Way::NsToOutside | Way::OutsideToPublished) {
-            loads.push(Load::Injected64);
+            loads.extend([Load::Injected64, Load::InjectedV6]);
             if way != Way::NsToNs {
                 loads.push(Load::NewFlows);
             }
             if self == Effort::Full {
                 loads.extend([Load::Injected512, Load::Injected1400, Load::Iperf1, Load::Iperf4]);
                 loads.extend([Load::HttpKeepAlive, Load::HttpClose]);
+                // Three seconds for each turn: once is enough.
+                loads.extend((way == Way::NsToNs).then_some(Load::Sockperf));
             }
         }
         loads
@@ -181,28 +184,36 @@ impl Selection {
 
 /// Whether a peer can carry this load on this way.
 fn carries(peer: Peer, way: Way, load: Load) -> bool {
-    let by_load = match load {
-        Load::Injected64 | Load::Injected512 | Load::Injected1400 | Load::NewFlows | Load::ArpRequests => {
-            peer.takes_frames()
-        }
+    let by_load = if load.is_injected() {
+        peer.takes_frames()
+    } else {
         // The proxy is one of TCP.
-        Load::Udp64 | Load::Udp64Polled | Load::RoundTrips => peer != Peer::Proxy,
-        Load::Tcp | Load::Connections | Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose => true,
+        peer != Peer::Proxy || !matches!(load, Load::Udp64 | Load::Udp64Polled | Load::RoundTrips | Load::Sockperf)
     };
     // A namespace's kernel has no frames of XDP: its own sockets are not what that is for.
-    let by_xdp = peer != Peer::NsnetXdp || matches!(load, Load::Injected64 | Load::Injected512 | Load::Injected1400);
+    let by_xdp = peer != Peer::NsnetXdp || load.is_of_known_flows();
     peer.has(way) && by_load && by_xdp
 }
 
 impl Load {
     /// Whether a program of others makes it.
     pub(super) fn is_outer(self) -> bool {
-        matches!(self, Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose)
+        matches!(self, Load::Iperf1 | Load::Iperf4 | Load::HttpKeepAlive | Load::HttpClose | Load::Sockperf)
     }
 
     /// Whether it is injected in the kernel.
     pub(super) fn is_injected(self) -> bool {
-        matches!(self, Load::Injected64 | Load::Injected512 | Load::Injected1400 | Load::NewFlows | Load::ArpRequests)
+        self.is_of_known_flows() || matches!(self, Load::NewFlows | Load::ArpRequests)
+    }
+
+    /// Whether it is injected once its flows are established.
+    pub(super) fn is_of_known_flows(self) -> bool {
+        matches!(self, Load::Injected64 | Load::Injected512 | Load::Injected1400 | Load::InjectedV6)
+    }
+
+    /// Of its packets.
+    pub(super) fn family(self) -> Family {
+        if self == Load::InjectedV6 { Family::V6 } else { Family::V4 }
     }
 }
 

@@ -119,12 +119,16 @@ pub enum Load {
     HttpKeepAlive,
     /// nginx and wrk, a connection for each request.
     HttpClose,
+    /// sockperf, datagrams there and back, one at a time.
+    Sockperf,
     /// Injected datagrams, frames of 64 bytes.
     Injected64,
     /// 512 bytes.
     Injected512,
     /// 1400 bytes.
     Injected1400,
+    /// 64 bytes of IPv6.
+    InjectedV6,
     /// Injected datagrams, each the first of its flow.
     NewFlows,
     /// Injected ARP requests for one who is there.
@@ -301,9 +305,11 @@ impl Load {
             Load::Iperf4 => "iperf3, 4 streams",
             Load::HttpKeepAlive => "nginx and wrk, keep-alive",
             Load::HttpClose => "nginx and wrk, Connection: close",
+            Load::Sockperf => "sockperf, UDP round trips",
             Load::Injected64 => "injected, 64 B",
             Load::Injected512 => "injected, 512 B",
             Load::Injected1400 => "injected, 1400 B",
+            Load::InjectedV6 => "injected, IPv6, 64 B",
             Load::NewFlows => "injected, new flows",
             Load::ArpRequests => "injected ARP requests",
         }
@@ -317,9 +323,15 @@ impl Load {
             | Load::Connections
             | Load::HttpKeepAlive
             | Load::HttpClose
+            | Load::Sockperf
             | Load::NewFlows
             | Load::ArpRequests => format!("{:.1} k/s", rate / 1e3),
-            Load::Udp64 | Load::Udp64Polled | Load::Injected64 | Load::Injected512 | Load::Injected1400 => {
+            Load::Udp64
+            | Load::Udp64Polled
+            | Load::Injected64
+            | Load::Injected512
+            | Load::Injected1400
+            | Load::InjectedV6 => {
                 format!("{:.1} kpps", rate / 1e3)
             }
         }
@@ -333,6 +345,7 @@ impl Load {
             | Load::Injected64
             | Load::Injected512
             | Load::Injected1400
+            | Load::InjectedV6
             | Load::NewFlows
             | Load::ArpRequests => true,
             Load::Tcp
@@ -341,7 +354,8 @@ impl Load {
             | Load::Iperf1
             | Load::Iperf4
             | Load::HttpKeepAlive
-            | Load::HttpClose => false,
+            | Load::HttpClose
+            | Load::Sockperf => false,
         }
     }
 }

@@ -1,18 +1,23 @@
 //! The rules of the peers, as text for the tools that load them.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+
+use super::family::Family;
 
 /// What rules are about.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
+    pub(super) family: Family,
     /// The bridge, or a pattern of the interfaces of namespaces, as iptables takes it.
     pub(super) inside: &'static str,
     /// Namespaces' addresses, as a prefix.
-    pub(super) subnet: &'static str,
+    pub(super) subnet: IpNet,
     /// Where published ports lead.
-    pub(super) to: Ipv4Addr,
+    pub(super) to: IpAddr,
     /// They are the same on the host and in the namespace.
     pub(super) ports: RangeInclusive<u16>,
 }
@@ -40,16 +45,19 @@ impl Rules {
              -A FORWARD -i {inside} ! -o {inside} -j ACCEPT\n\
              -A FORWARD -i {inside} -o {inside} -j ACCEPT\n"
         );
+        // With the length of its prefix, as iptables-save writes it.
+        let host = IpNet::from(*to);
         for (port, protocol) in self.each() {
+            let to = SocketAddr::new(*to, port);
             // Writing to a String cannot fail.
             let _ = writeln!(
                 nat,
-                "-A POSTROUTING -s {to}/32 -d {to}/32 -p {protocol} -m {protocol} --dport {port} -j MASQUERADE\n\
-                 -A DOCKER -p {protocol} -m {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
+                "-A POSTROUTING -s {host} -d {host} -p {protocol} -m {protocol} --dport {port} -j MASQUERADE\n\
+                 -A DOCKER -p {protocol} -m {protocol} --dport {port} -j DNAT --to-destination {to}"
             );
             let _ = writeln!(
                 filter,
-                "-A DOCKER -d {to}/32 ! -i {inside} -o {inside} -p {protocol} -m {protocol} --dport {port} -j ACCEPT"
+                "-A DOCKER -d {host} ! -i {inside} -o {inside} -p {protocol} -m {protocol} --dport {port} -j ACCEPT"
             );
         }
         filter += &format!(
@@ -67,9 +75,10 @@ impl Rules {
         let Self { subnet, to, .. } = self;
         let mut nat = format!("*nat\n-A POSTROUTING -s {subnet} -o uplink -j MASQUERADE\n");
         for (port, protocol) in self.each() {
+            let to = SocketAddr::new(*to, port);
             let _ = writeln!(
                 nat,
-                "-A PREROUTING -i uplink -p {protocol} -m {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
+                "-A PREROUTING -i uplink -p {protocol} -m {protocol} --dport {port} -j DNAT --to-destination {to}"
             );
         }
         nat + "COMMIT\n"
@@ -77,22 +86,26 @@ impl Rules {
 
     /// The same for nft(8), as one would write it for many ports: a lookup in a map, whatever their number.
     pub(super) fn nft(&self) -> String {
-        let Self { inside, subnet, to, .. } = self;
+        let Self { family, inside, subnet, to, .. } = self;
+        // Of its tables, fields and addresses.
+        let (ip, address) = family.choose([("ip", "ipv4_addr"), ("ip6", "ipv6_addr")]);
         let elements: Vec<String> = self.ports.clone().map(|port| format!("{port} : {to} . {port}")).collect();
         let map = |protocol: &str| {
             let elements =
                 if elements.is_empty() { String::new() } else { format!("elements = {{ {} }}", elements.join(", ")) };
-            format!("map {protocol}_ports {{ type inet_service : ipv4_addr . inet_service; {elements} }}\n")
+            format!("map {protocol}_ports {{ type inet_service : {address} . inet_service; {elements} }}\n")
         };
-        let look_up = "fib daddr type local dnat ip addr . port to tcp dport map @tcp_ports\n\
-                       fib daddr type local dnat ip addr . port to udp dport map @udp_ports\n";
+        let look_up = format!(
+            "fib daddr type local dnat {ip} addr . port to tcp dport map @tcp_ports\n\
+             fib daddr type local dnat {ip} addr . port to udp dport map @udp_ports\n"
+        );
         format!(
-            "table ip lab {{\n{}{}\
+            "table {ip} lab {{\n{}{}\
              chain prerouting {{ type nat hook prerouting priority -100;\n{look_up}}}\n\
              chain output {{ type nat hook output priority -100;\n{look_up}}}\n\
              chain postrouting {{ type nat hook postrouting priority 100;\n\
-             ip saddr {subnet} oifname != \"{inside}\" masquerade\n\
-             ip saddr {subnet} oifname \"{inside}\" ct status dnat masquerade\n}}\n\
+             {ip} saddr {subnet} oifname != \"{inside}\" masquerade\n\
+             {ip} saddr {subnet} oifname \"{inside}\" ct status dnat masquerade\n}}\n\
              chain forward {{ type filter hook forward priority 0; policy drop;\n\
              ct state vmap {{ established : accept, related : accept, invalid : drop }}\n\
              ct status dnat accept\n\

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::family::ONLY_V4;
 use super::inject::Injector;
 use super::outer::{self, Served};
 use super::peer::{Peer, Way};
@@ -25,6 +26,8 @@ const AROUND_SLOT: Duration = Duration::from_millis(12);
 const AROUND_INJECTED_SLOT: Duration = Duration::from_millis(80);
 /// Starting and ending a program.
 const AROUND_OUTER_SLOT: Duration = Duration::from_millis(200);
+/// What sockperf waits between its start and its first datagram.
+const BEFORE_SOCKPERF: Duration = Duration::from_secs(2);
 /// About how long a peer takes to build, and what it has to: a namespace, a published port, a flow.
 const BUILD: Duration = Duration::from_millis(600);
 const ATTACH: Duration = Duration::from_millis(30);
@@ -151,12 +154,7 @@ impl Run<'_> {
         for peer in peers.iter().copied().filter(|peer| *peer != Peer::DirectAgain) {
             self.clock.begin(format!("building {}", peer.name()))?;
             let missing: Vec<&str> = peer.tools().iter().copied().filter(|tool| tool::find(tool).is_none()).collect();
-            let built = if missing.is_empty() {
-                // Twice for each namespace: when it is made, and when it is attached.
-                Site::build(peer, size, &mut || self.clock.advance(ATTACH / 2))
-            } else {
-                Err(missing_tools(&missing))
-            };
+            let built = if missing.is_empty() { self.site(peer, size) } else { Err(missing_tools(&missing)) };
             match built {
                 Ok(site) => drop(sites.insert(peer, site)),
                 Err(error) if matches!(peer, Peer::Direct | Peer::Nsnet) => return Err(error),
@@ -165,6 +163,19 @@ impl Run<'_> {
             self.clock.advance(BUILD + PUBLISH * u32::from(size.published))?;
         }
         Ok(sites)
+    }
+
+    /// Builds a site; without IPv6, when it cannot be built with it.
+    fn site(&mut self, peer: Peer, size: Size) -> Result<Site> {
+        // Twice for each namespace: when it is made, and when it is attached.
+        let mut build = |size| Site::build(peer, size, &mut || self.clock.advance(ATTACH / 2));
+        let error = match build(size) {
+            Err(error) if size.families != ONLY_V4 => error,
+            built => return built,
+        };
+        let site = build(Size { families: ONLY_V4, ..size })?;
+        self.leave_out_unless_ended(format!("{}, IPv6", peer.name()), &error)?;
+        Ok(site)
     }
 
     fn tasks(&mut self, tasks: &[Task]) -> Result<()> {
@@ -371,7 +382,8 @@ fn missing_tools(missing: &[&str]) -> anyhow::Error {
 /// About how long one peer's turn takes.
 fn turn(effort: Effort, load: Load) -> Duration {
     if load.is_outer() {
-        return effort.outer_slot() + AROUND_OUTER_SLOT;
+        let before = if load == Load::Sockperf { BEFORE_SOCKPERF } else { Duration::ZERO };
+        return effort.outer_slot() + AROUND_OUTER_SLOT + before;
     }
     effort.slot() + if load.is_injected() { AROUND_INJECTED_SLOT } else { AROUND_SLOT }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use nsnet_common::bench::{ECHO, SINK, Template};
 
+use super::family::ONLY_V4;
 use super::inject::{self, Injector, Series, TRIAL, Turn};
 use super::peer::{Peer, Way};
 use super::plan::Effort;
@@ -44,7 +45,10 @@ struct Filled<'a> {
 
 /// How large a site must be for a point.
 pub(super) fn size(point: Option<Point>) -> Size {
-    let size = Size::default();
+    let size = match point {
+        Some(_) => Size { families: ONLY_V4, ..Size::default() },
+        None => Size::default(),
+    };
     match point {
         Some(Point { axis: Axis::Namespaces, count }) => Size { others: count.saturating_sub(2) as u16, ..size },
         Some(Point { axis: Axis::Ports, count }) => Size { published: count as u16, ..size },
@@ -113,7 +117,7 @@ fn in_turn(
 
 /// Makes a peer's way ready: sinks at both ends, and its flows established.
 fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Filled<'a>> {
-    let injection = site.injection(what.way)?;
+    let injection = site.injection(what.way, what.load.family())?;
     let (length, template) = if what.load == Load::ArpRequests {
         (ARP_LENGTH, inject::arp_requests(&injection))
     } else {
@@ -121,7 +125,7 @@ fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Fill
         (series.length, inject::datagrams(&injection, series))
     };
     injector.attach(SINK, &injection.back)?;
-    if !matches!(what.load, Load::NewFlows | Load::ArpRequests) {
+    if what.load.is_of_known_flows() {
         let attached = injector.attached();
         injector.attach(ECHO, &injection.exit)?;
         injector.set(&template)?;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
 
+use super::family::{BOTH, Family};
 use super::peer::{Peer, Way};
 use super::proxy::Proxy;
 use super::rules::Rules;
@@ -24,7 +25,7 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
 use crate::kernel::route::Route;
 use crate::kernel::sysctl;
-use crate::lab::ping::ping;
+use crate::lab::ping::answers;
 use crate::lab::{HOST_IP, Lab, WAN_IP, bridge};
 
 /// The program that acts on nsnet's sites: this one, also when its file is replaced meanwhile.
@@ -34,7 +35,7 @@ const INSIDE: &str = "inside";
 /// A network's addresses.
 #[derive(Clone, Copy, Debug)]
 struct Net {
-    subnet: &'static str,
+    subnet: Ipv4Addr,
     bits: u8,
     red: Ipv4Addr,
     blue: Ipv4Addr,
@@ -42,7 +43,7 @@ struct Net {
 }
 
 const NET: Net = Net {
-    subnet: "192.168.15.0/24",
+    subnet: Ipv4Addr::new(192, 168, 15, 0),
     bits: 24,
     red: Ipv4Addr::new(192, 168, 15, 1),
     blue: Ipv4Addr::new(192, 168, 15, 2),
@@ -50,7 +51,7 @@ const NET: Net = Net {
 };
 /// With more members than that has.
 const WIDE_NET: Net = Net {
-    subnet: "10.77.0.0/16",
+    subnet: Ipv4Addr::new(10, 77, 0, 0),
     bits: 16,
     red: Ipv4Addr::new(10, 77, 0, 1),
     blue: Ipv4Addr::new(10, 77, 0, 2),
@@ -75,6 +76,8 @@ pub(super) struct Size {
     pub(super) published: u16,
     /// Further namespaces.
     pub(super) others: u16,
+    /// Of all addresses but those of further namespaces, which are of IPv4.
+    pub(super) families: &'static [Family],
 }
 
 impl Size {
@@ -85,7 +88,7 @@ impl Size {
 
 impl Default for Size {
     fn default() -> Self {
-        Self { published: 64, others: 0 }
+        Self { published: 64, others: 0, families: BOTH }
     }
 }
 
@@ -99,6 +102,8 @@ pub(super) struct Site {
     pub(super) published_in: Duration,
     /// Bytes of kernel memory that it took.
     pub(super) published_memory: f64,
+    /// Of its addresses: what the site was laid out for.
+    families: &'static [Family],
     // Before the lab: it ends before the namespaces that it works in.
     _proxy: Option<Proxy>,
     pub(super) lab: Lab,
@@ -124,7 +129,7 @@ pub(super) struct Injection {
     /// Whether they leave by it instead, as frames of XDP do that a namespace sends.
     pub(super) leaves: bool,
     pub(super) macs: [[u8; 6]; 2],
-    pub(super) ips: [Ipv4Addr; 2],
+    pub(super) ips: [IpAddr; 2],
     /// Namespace and interface that they arrive at.
     pub(super) exit: (NetNs, String),
     /// Where the answers to them arrive.
@@ -157,6 +162,7 @@ impl Site {
             attached_in,
             published_in,
             published_memory: 0.0,
+            families: BOTH,
             _proxy: None,
             lab,
             red,
@@ -168,21 +174,23 @@ impl Site {
     /// Builds what `peer` is, and sees that its ways lead somewhere.
     /// `step` is told of each further namespace when it is made, and when it is attached; its error ends the work.
     pub(super) fn build(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
+        let families = size.families;
         let built = match peer {
-            Peer::Direct | Peer::DirectAgain => direct(peer),
+            Peer::Direct | Peer::DirectAgain => direct(peer, families),
             Peer::Bridge | Peer::DockerNft | Peer::DockerLegacy | Peer::NftMaps | Peer::Proxy => {
                 bridged(peer, size, step)
             }
-            Peer::Macvlan => macvlan(),
+            Peer::Macvlan => macvlan(families),
             Peer::Routed => routed(size),
             Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp => nsnet(peer, size, step),
         };
-        let site = built.with_context(|| format!("cannot build {}", peer.name()))?;
+        let built = built.with_context(|| format!("cannot build {}", peer.name()))?;
+        let site = Site { families, ..built };
         site.prove().with_context(|| format!("{} does not work", peer.name()))?;
         Ok(site)
     }
 
-    /// Sender's and receiver's namespaces, and the address that is sent to.
+    /// Sender's and receiver's namespaces, and the address that is sent to, of IPv4.
     pub(super) fn ends(&self, way: Way) -> Result<(NetNs, NetNs, Ipv4Addr)> {
         let ns = |short| self.lab.ns(short);
         if matches!(self.peer, Peer::Direct | Peer::DirectAgain) {
@@ -198,12 +206,13 @@ impl Site {
         })
     }
 
-    /// How to inject frames on `way`.
-    pub(super) fn injection(&self, way: Way) -> Result<Injection> {
+    /// How to inject frames of `family` on `way`.
+    pub(super) fn injection(&self, way: Way, family: Family) -> Result<Injection> {
+        ensure!(self.families.contains(&family), "it has no {} here", family.name());
         let at = |ns: &str, interface: &str| anyhow::Ok((self.lab.ns(ns)?, interface.to_owned()));
-        let red = (at("red", &self.red.interface)?, self.red.ip);
-        let blue = (at("blue", &self.blue.interface)?, self.blue.ip);
-        let wan = (at("wan", UPLINK)?, WAN_IP.parse()?);
+        let red = (at("red", &self.red.interface)?, family.address(self.red.ip));
+        let blue = (at("blue", &self.blue.interface)?, family.address(self.blue.ip));
+        let wan = (at("wan", UPLINK)?, family.address(WAN_IP.parse()?));
         let entry = |member: &Member| at(member.comes_in_by.0, &member.comes_in_by.1);
         if matches!(self.peer, Peer::Direct | Peer::DirectAgain) {
             let macs = [mac(&red.0)?, mac(&blue.0)?];
@@ -222,12 +231,12 @@ impl Site {
         Ok(match way {
             Way::NsToNs | Way::NsToHost | Way::HostToPublished | Way::NsToPublished => {
                 // On routed sites the next hop is the host, here too.
-                let next = if self.peer == Peer::Routed { self.gateway_mac()? } else { mac(&blue.0)? };
+                let next = if self.peer == Peer::Routed { self.gateway_mac(family)? } else { mac(&blue.0)? };
                 let macs = [mac(&red.0)?, next];
                 Injection { entry: entry?, macs, ips: [red.1, blue.1], exit: blue.0, back: red.0, leaves }
             }
             Way::NsToOutside => {
-                let macs = [mac(&red.0)?, self.gateway_mac()?];
+                let macs = [mac(&red.0)?, self.gateway_mac(family)?];
                 Injection { entry: entry?, macs, ips: [red.1, wan.1], exit: wan.0, back: red.0, leaves }
             }
             Way::OutsideToPublished => {
@@ -236,7 +245,7 @@ impl Site {
                 Injection {
                     entry: host,
                     macs,
-                    ips: [wan.1, HOST_IP.parse()?],
+                    ips: [wan.1, family.address(HOST_IP.parse()?)],
                     exit: blue.0,
                     back: wan.0,
                     leaves: false,
@@ -257,25 +266,34 @@ impl Site {
         Ok(())
     }
 
-    /// The MAC that red sends to for what is beyond its network. Known once it has.
-    fn gateway_mac(&self) -> Result<[u8; 6]> {
-        let gateway = IpAddr::from(self.gateway);
+    /// The MAC that red sends to for what is beyond its network.
+    fn gateway_mac(&self, family: Family) -> Result<[u8; 6]> {
+        // What it has not used for a minute it may have forgotten.
+        self.reach(Way::NsToOutside, family)?;
+        let gateway = family.address(self.gateway);
         let neighbours = Netlink::inside(&self.lab.ns("red")?)?.neighbours()?;
         let known = neighbours.iter().find(|entry| entry.ip == gateway).and_then(|entry| entry.mac);
         known.context("red does not know its gateway's MAC")
     }
 
-    /// A ping over each way that has one, which also fills the neighbour tables.
+    /// A ping of each family over each way that has one, which also fills the neighbour tables.
     fn prove(&self) -> Result<()> {
         for way in [Way::NsToNs, Way::NsToHost, Way::NsToOutside] {
             // The proxy's namespaces are on a bridge: they reach each other, too.
             if self.peer.has(way) || (way == Way::NsToNs && self.peer == Peer::Proxy) {
-                let (sender, _, to) = self.ends(way)?;
-                // The first may wait for a neighbour.
-                let pings = sender.run(|| ping(to.into(), 3, 56, Duration::from_secs(1)))??;
-                ensure!(pings.received > 0, "no ping from {} to {to}", way.name());
+                self.families.iter().try_for_each(|family| self.reach(way, *family))?;
             }
         }
+        Ok(())
+    }
+
+    /// A ping over `way`.
+    fn reach(&self, way: Way, family: Family) -> Result<()> {
+        let (sender, _, to) = self.ends(way)?;
+        let to = family.address(to);
+        // The first may wait for a neighbour.
+        let answered = sender.run(|| answers(to, 3, Duration::from_secs(1)))??;
+        ensure!(answered, "no ping from {} to {to}", way.name());
         Ok(())
     }
 }
@@ -285,8 +303,28 @@ fn mac((ns, interface): &(NetNs, String)) -> Result<[u8; 6]> {
     link.mac.with_context(|| format!("{interface} has no MAC"))
 }
 
-fn direct(peer: Peer) -> Result<Site> {
-    let mut lab = Lab::new(Path::new(OURSELVES))?;
+/// A host and its outside, with addresses of all of `families`.
+fn world(families: &[Family]) -> Result<Lab> {
+    let lab = Lab::new(Path::new(OURSELVES))?;
+    let ends = [("host", HOST_IP), ("wan", WAN_IP)];
+    for (ns, ip) in ends {
+        let (ns, ip) = (lab.ns(ns)?, ip.parse()?);
+        // The host asks for a neighbour by an address of the link, which it would have a second later.
+        ns.run(|| sysctl::write("net/ipv6/conf/default/accept_dad", "0"))??;
+        families.iter().try_for_each(|family| give(&ns, UPLINK, family.net(ip, 24)?))?;
+    }
+    Ok(lab)
+}
+
+/// Gives an interface an address, if it has not got it. One of IPv6 is usable at once.
+fn give(ns: &NetNs, interface: &str, address: IpNet) -> Result<()> {
+    let netlink = Netlink::inside(ns)?;
+    netlink.add_address(netlink.existing_link(interface)?.index, address)?;
+    Ok(())
+}
+
+fn direct(peer: Peer, families: &'static [Family]) -> Result<Site> {
+    let mut lab = world(families)?;
     for ns in ["red", "blue"] {
         lab.make(ns)?;
     }
@@ -294,6 +332,12 @@ fn direct(peer: Peer) -> Result<Site> {
     lab.nsnet(&format!("cable add @red @blue --address-a {red}/{bits} --address-b {blue}/{bits}"))?;
     let [red_end, blue_end] = ["red", "blue"].map(|ns| lab.ns(ns).and_then(|ns| only_veth(&ns)));
     let (red_end, blue_end) = (red_end?, blue_end?);
+    for (ns, end, ip) in [("red", &red_end, red), ("blue", &blue_end, blue)] {
+        let ns = lab.ns(ns)?;
+        // A cable that was given no address of IPv6 has none.
+        ns.run(|| sysctl::write(&format!("net/ipv6/conf/{end}/disable_ipv6"), "0"))??;
+        families.iter().try_for_each(|family| give(&ns, end, family.net(ip, bits)?))?;
+    }
     let red = Member { interface: red_end.clone(), ip: red, comes_in_by: ("blue", blue_end.clone()) };
     let blue = Member { interface: blue_end, ip: blue, comes_in_by: ("red", red_end) };
     Ok(Site::of(peer, lab, red, blue))
@@ -306,39 +350,48 @@ fn only_veth(ns: &NetNs) -> Result<String> {
 }
 
 fn bridged(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
-    let mut lab = Lab::new(Path::new(OURSELVES))?;
+    let mut lab = world(size.families)?;
     let (host, red, blue) = (lab.ns("host")?, lab.make("red")?, lab.make("blue")?);
     let net = size.net();
-    let address = |ip: Ipv4Addr| anyhow::Ok(IpNet::new(ip.into(), net.bits)?);
-    bridge::make(&host, INSIDE, &[(&red, address(net.red)?), (&blue, address(net.blue)?)])?;
+    let members = [(&red, net.red), (&blue, net.blue)];
+    let [first, second] = members.map(|(member, ip)| Family::V4.net(ip, net.bits).map(|address| (member, address)));
+    bridge::make(&host, INSIDE, &[first?, second?])?;
     let netlink = Netlink::inside(&host)?;
-    let link = netlink.existing_link(INSIDE)?;
-    netlink.add_address(link.index, address(net.gateway)?)?;
-    netlink.set_up(link.index)?;
-    for member in [&red, &blue] {
-        default_route(member, net.gateway)?;
-    }
-    forward(&host)?;
-    if matches!(peer, Peer::DockerNft | Peer::DockerLegacy) {
-        // As on Docker's hosts, where its own rules rely on it.
-        host.run(|| sysctl::write("net/bridge/bridge-nf-call-iptables", "1"))??;
+    netlink.set_up(netlink.existing_link(INSIDE)?.index)?;
+    for family in size.families {
+        give(&host, INSIDE, family.net(net.gateway, net.bits)?)?;
+        for (member, ip) in members {
+            give(member, bridge::MEMBER_INTERFACE, family.net(ip, net.bits)?)?;
+            default_route(member, family.address(net.gateway))?;
+        }
+        forward(&host, *family)?;
+        if matches!(peer, Peer::DockerNft | Peer::DockerLegacy) {
+            // As on Docker's hosts, where its own rules rely on it.
+            let table = family.choose(["iptables", "ip6tables"]);
+            host.run(|| sysctl::write(&format!("net/bridge/bridge-nf-call-{table}"), "1"))??;
+        }
     }
     let attached_in = more_on_bridge(&mut lab, size.others, step)?;
-    let rules = Rules { inside: INSIDE, subnet: net.subnet, to: net.blue, ports: ports(size.published) };
     let publishing = Publishing::begin()?;
-    match peer {
-        Peer::DockerNft => drop(tool::feed(&host, tool::IPTABLES_NFT, &rules.docker())?),
-        Peer::DockerLegacy => drop(tool::feed(&host, tool::IPTABLES_LEGACY, &rules.docker())?),
-        Peer::NftMaps => drop(tool::feed(&host, "nft -f -", &rules.nft())?),
-        Peer::Direct
-        | Peer::DirectAgain
-        | Peer::Bridge
-        | Peer::Macvlan
-        | Peer::Routed
-        | Peer::Proxy
-        | Peer::Nsnet
-        | Peer::NsnetRedirect
-        | Peer::NsnetXdp => {}
+    for family in size.families {
+        let rules = rules(*family, INSIDE, net, net.blue, size);
+        match peer {
+            Peer::DockerNft => load_nft(&host, *family, &rules?.docker())?,
+            Peer::DockerLegacy => {
+                let restore = family.choose([tool::IPTABLES_LEGACY, tool::IP6TABLES_LEGACY]);
+                tool::feed(&host, restore, &rules?.docker())?;
+            }
+            Peer::NftMaps => drop(tool::feed(&host, "nft -f -", &rules?.nft())?),
+            Peer::Direct
+            | Peer::DirectAgain
+            | Peer::Bridge
+            | Peer::Macvlan
+            | Peer::Routed
+            | Peer::Proxy
+            | Peer::Nsnet
+            | Peer::NsnetRedirect
+            | Peer::NsnetXdp => {}
+        }
     }
     let (published_in, published_memory) = publishing.end()?;
     let _proxy = if peer == Peer::Proxy { Some(Proxy::start(&host, net.blue, ports(size.published))?) } else { None };
@@ -349,6 +402,18 @@ fn bridged(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
     };
     let site = Site::of(peer, lab, member(0, net.red), member(1, net.blue));
     Ok(Site { attached_in, published_in, published_memory, _proxy, gateway: net.gateway, ..site })
+}
+
+/// Rules that publish `to`'s ports of a `net` behind `inside`.
+fn rules(family: Family, inside: &'static str, net: Net, to: Ipv4Addr, size: Size) -> Result<Rules> {
+    let (subnet, to) = (family.net(net.subnet, net.bits)?, family.address(to));
+    Ok(Rules { family, inside, subnet, to, ports: ports(size.published) })
+}
+
+/// Has the iptables of nftables take rules.
+fn load_nft(host: &NetNs, family: Family, rules: &str) -> Result<()> {
+    tool::feed(host, family.choose([tool::IPTABLES_NFT, tool::IP6TABLES_NFT]), rules)?;
+    Ok(())
 }
 
 /// Further members by `ip -batch`, as scripts do it; the namespaces are there before.
@@ -377,8 +442,8 @@ fn more_on_bridge(lab: &mut Lab, others: u16, step: Step<'_>) -> Result<Duration
     Ok(begun.elapsed())
 }
 
-fn macvlan() -> Result<Site> {
-    let mut lab = Lab::new(Path::new(OURSELVES))?;
+fn macvlan(families: &[Family]) -> Result<Site> {
+    let mut lab = world(families)?;
     let host = lab.ns("host")?;
     tool::run(&host, "ip link add lower type veth peer name lower-end")?;
     for end in ["lower", "lower-end"] {
@@ -388,35 +453,39 @@ fn macvlan() -> Result<Site> {
         let namespace = lab.make(ns)?;
         let name = lab.name(ns);
         tool::run(&host, &format!("ip link add link lower name mv-{ns} netns {name} type macvlan mode bridge"))?;
-        tool::feed(&namespace, "ip -batch -", &format!("address add {ip}/24 dev mv-{ns}\nlink set mv-{ns} up\n"))?;
+        tool::run(&namespace, &format!("ip link set mv-{ns} up"))?;
+        families.iter().try_for_each(|family| give(&namespace, &format!("mv-{ns}"), family.net(ip, NET.bits)?))?;
     }
     let member = |ns: &str, ip| Member { interface: format!("mv-{ns}"), ip, comes_in_by: ("host", "lower".to_owned()) };
     let (red, blue) = (member("red", NET.red), member("blue", NET.blue));
     Ok(Site::of(Peer::Macvlan, lab, red, blue))
 }
 
-/// Namespaces with a /31 each, and the host's end of it for a gateway.
+/// Namespaces with a /31 each (a /127 of IPv6), and the host's end of it for a gateway.
 fn routed(size: Size) -> Result<Site> {
-    let mut lab = Lab::new(Path::new(OURSELVES))?;
+    let mut lab = world(size.families)?;
     let host = lab.ns("host")?;
-    forward(&host)?;
+    size.families.iter().try_for_each(|family| forward(&host, *family))?;
     let mut members = Vec::new();
     for (ns, ip) in [("red", Ipv4Addr::new(192, 168, 15, 17)), ("blue", Ipv4Addr::new(192, 168, 15, 19))] {
         let namespace = lab.make(ns)?;
         let name = lab.name(ns);
         let gateway = gateway_of(ip);
-        let batch = format!(
-            "link add to-{ns} type veth peer name eth0 netns {name}\naddress add {gateway}/31 dev to-{ns}\nlink set to-{ns} up\n"
-        );
+        let batch = format!("link add to-{ns} type veth peer name eth0 netns {name}\nlink set to-{ns} up\n");
         tool::feed(&host, "ip -batch -", &batch)?;
-        let batch = format!("address add {ip}/31 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n");
-        tool::feed(&namespace, "ip -batch -", &batch)?;
+        tool::run(&namespace, "ip link set eth0 up")?;
+        for family in size.families {
+            give(&host, &format!("to-{ns}"), family.net(gateway, 31)?)?;
+            give(&namespace, "eth0", family.net(ip, 31)?)?;
+            default_route(&namespace, family.address(gateway))?;
+        }
         members.push(Member { interface: "eth0".to_owned(), ip, comes_in_by: ("host", format!("to-{ns}")) });
     }
     let [red, blue] = <[Member; 2]>::try_from(members).ok().context("two members")?;
-    let rules = Rules { inside: "to-+", subnet: NET.subnet, to: blue.ip, ports: ports(size.published) };
     let publishing = Publishing::begin()?;
-    tool::feed(&host, tool::IPTABLES_NFT, &rules.masquerade())?;
+    for family in size.families {
+        load_nft(&host, *family, &rules(*family, "to-+", NET, blue.ip, size)?.masquerade())?;
+    }
     let (published_in, published_memory) = publishing.end()?;
     let gateway = gateway_of(red.ip);
     Ok(Site { published_in, published_memory, gateway, ..Site::of(Peer::Routed, lab, red, blue) })
@@ -428,7 +497,8 @@ fn more_in_network(lab: &mut Lab, size: Size, step: Step<'_>) -> Result<Duration
     if size.others == 0 {
         return Ok(Duration::ZERO);
     }
-    let Net { subnet, red, blue, gateway, .. } = size.net();
+    let Net { subnet, bits, red, blue, gateway } = size.net();
+    let subnet = Family::V4.net(subnet, bits)?;
     let mut members = vec![(lab.name("red"), red), (lab.name("blue"), blue)];
     for number in 0..size.others {
         lab.make(&format!("n{number}"))?;
@@ -461,21 +531,24 @@ fn gateway_of(ip: Ipv4Addr) -> Ipv4Addr {
 }
 
 fn nsnet(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
-    let mut lab = Lab::new(Path::new(OURSELVES))?;
+    let mut lab = world(size.families)?;
     if peer == Peer::NsnetRedirect {
         lab.treat_as_missing("redirect_peer");
     }
-    let Net { subnet, red, blue, gateway, .. } = size.net();
+    let Net { subnet, bits, red, blue, gateway } = size.net();
+    let each = |ip| size.families.iter().map(|family| family.address(ip).to_string()).collect::<Vec<_>>().join(" ");
+    let subnets = size.families.iter().map(|family| Ok(family.net(subnet, bits)?.to_string()));
+    let (subnets, gateways) = (subnets.collect::<Result<Vec<_>>>()?.join(" "), each(gateway));
     let mode = if peer == Peer::NsnetXdp { "--mode xdp --uplink-mode xdp" } else { "" };
     if peer == Peer::NsnetXdp {
         // As a NIC does, the outside takes frames as they are on a wire.
         lab.within("wan", || Ethtool::of(UPLINK)?.set(Switch::GRO, true))??;
     }
-    lab.nsnet(&format!("network add {INSIDE} --subnet {subnet} --gateway {gateway} --masquerade --uplink {UPLINK} --flows-per-ns {FLOWS} {mode}"))?;
+    lab.nsnet(&format!("network add {INSIDE} --subnet {subnets} --gateway {gateways} --masquerade --uplink {UPLINK} --flows-per-ns {FLOWS} {mode}"))?;
     let mut member = |short: &str, ip: Ipv4Addr| -> Result<Member> {
         lab.make(short)?;
         lab.nsnet(&format!("ns add @{short}"))?;
-        let made = lab.json(&format!("attach {INSIDE} @{short} --ip {ip}"))?;
+        let made = lab.json(&format!("attach {INSIDE} @{short} --ip {}", each(ip)))?;
         let text = |key: &str| Ok(made[key].as_str().with_context(|| format!("`attach` tells no {key}"))?.to_owned());
         let (interface, host_end): (Result<String>, Result<String>) = (text("ifname"), text("host_ifname"));
         Ok(Member { interface: interface?, ip, comes_in_by: ("host", host_end?) })
@@ -504,14 +577,15 @@ pub(super) fn ports(count: u16) -> RangeInclusive<u16> {
     first..=first + count.saturating_sub(1) - u16::from(count == 0)
 }
 
-fn default_route(ns: &NetNs, via: Ipv4Addr) -> Result<()> {
-    let dest: IpNet = "0.0.0.0/0".parse()?;
-    Netlink::inside(ns)?.add_route(&Route { dest, via: Some(via.into()), index: None })?;
+fn default_route(ns: &NetNs, via: IpAddr) -> Result<()> {
+    let everything = if via.is_ipv6() { "::/0" } else { "0.0.0.0/0" };
+    Netlink::inside(ns)?.add_route(&Route { dest: everything.parse()?, via: Some(via), index: None })?;
     Ok(())
 }
 
-fn forward(host: &NetNs) -> Result<()> {
-    ensure!(host.run(|| sysctl::write("net/ipv4/ip_forward", "1"))??, "this kernel has no IPv4");
+fn forward(host: &NetNs, family: Family) -> Result<()> {
+    let setting = family.choose(["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"]);
+    ensure!(host.run(|| sysctl::write(setting, "1"))??, "this kernel has no {}", family.name());
     Ok(())
 }
 

@@ -75,9 +75,11 @@ fn workload(load: Load) -> Option<Workload> {
         | Load::Iperf4
         | Load::HttpKeepAlive
         | Load::HttpClose
+        | Load::Sockperf
         | Load::Injected64
         | Load::Injected512
         | Load::Injected1400
+        | Load::InjectedV6
         | Load::NewFlows
         | Load::ArpRequests => None,
     }

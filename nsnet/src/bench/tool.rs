@@ -10,23 +10,29 @@ use crate::kernel::netns::NetNs;
 
 pub(super) const IP: &str = "ip";
 pub(super) const IPTABLES_NFT: &str = "iptables-nft-restore";
+pub(super) const IP6TABLES_NFT: &str = "ip6tables-nft-restore";
 pub(super) const IPTABLES_LEGACY: &str = "iptables-legacy-restore";
+pub(super) const IP6TABLES_LEGACY: &str = "ip6tables-legacy-restore";
 pub(super) const NFT: &str = "nft";
 pub(super) const CONNTRACK: &str = "conntrack";
 pub(super) const IPERF3: &str = "iperf3";
 pub(super) const NGINX: &str = "nginx";
 pub(super) const WRK: &str = "wrk";
+pub(super) const SOCKPERF: &str = "sockperf";
 
 /// All of them, with the package that has each on Debian: `cargo xtask setup` installs these.
-pub(super) const ALL: [(&str, &str); 8] = [
+pub(super) const ALL: [(&str, &str); 11] = [
     (IP, "iproute2"),
     (IPTABLES_NFT, "iptables"),
+    (IP6TABLES_NFT, "iptables"),
     (IPTABLES_LEGACY, "iptables"),
+    (IP6TABLES_LEGACY, "iptables"),
     (NFT, "nftables"),
     (CONNTRACK, "conntrack"),
     (IPERF3, "iperf3"),
     (NGINX, "nginx-light"),
     (WRK, "wrk"),
+    (SOCKPERF, "sockperf"),
 ];
 
 /// Finds a program on PATH, and where Debian keeps root's.

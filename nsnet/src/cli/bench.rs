@@ -27,7 +27,7 @@ pub(super) struct BenchArgs {
     /// Under five minutes: fewer blocks, short curves, no programs of others; the default
     #[arg(long, conflicts_with = "full")]
     pub quick: bool,
-    /// Everything, with enough blocks for figures to publish: about 35 minutes
+    /// Everything, with enough blocks for figures to publish: about 40 minutes
     #[arg(long)]
     pub full: bool,
     /// One block of very little, to see that it works; its figures mean nothing

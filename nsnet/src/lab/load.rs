@@ -15,7 +15,7 @@ use super::{PATIENCE, STOP_INTERVAL, tcp, udp};
 /// One read or write of the stream: what iperf3 uses, so that figures can be set side by side.
 const STREAM_BLOCK: usize = 128 * 1024;
 /// Payload of a small datagram.
-const SMALL: usize = 64;
+pub(crate) const SMALL: usize = 64;
 /// Datagrams sent between two looks at the clock; each is a system call of its own.
 const BURST: u64 = 16;
 

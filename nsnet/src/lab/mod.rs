@@ -37,7 +37,7 @@ mod digest;
 pub mod gso;
 mod host;
 pub(crate) mod lane;
-mod load;
+pub(crate) mod load;
 pub mod masquerade;
 pub mod offload;
 pub mod ping;
