@@ -35,7 +35,7 @@ use super::store::check_private;
 /// What to do when the programs are another nsnet's.
 pub(super) const UPGRADE: &str = "run `nsnet upgrade`";
 /// What to do when a pin is nobody's that we know.
-pub(super) const CLEAR: &str = "somebody has put it there: `nsnet down` clears all of it away";
+pub(crate) const CLEAR: &str = "somebody has put it there: `nsnet down` clears all of it away";
 
 /// The folder of the pins.
 #[derive(Clone, Debug)]

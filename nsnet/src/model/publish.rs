@@ -9,7 +9,7 @@ use super::name::Name;
 use super::ports::{PortRange, PortSet};
 use super::spec::{Protocol, Spec, endpoint, unspecified_like};
 use super::state::{Attachment, Network, State};
-use super::{Result, ipam, refuse};
+use super::{Result, refuse};
 
 /// A published port or range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -344,9 +344,6 @@ fn check_host_ip(ns: &Name, spec: &Spec, addresses: &[IpAddr]) -> Result<()> {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
-    if ipam::is_mapped(&ip.into()) {
-        return refuse(format_args!("publish {spec} for {ns}: {ip} stands for an IPv4 address; say it as IPv4"));
-    }
     let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
     if is_link_local || is_broadcast || ip.is_multicast() {
         let kind = if is_link_local { "link-local" } else { "group" };
