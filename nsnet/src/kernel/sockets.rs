@@ -49,7 +49,7 @@ pub(crate) fn install(ebpf: &mut Ebpf, root: &Path) -> Result<()> {
     install_those(ebpf, root, &names::SOCKET_PROGRAMS)
 }
 
-/// The same of these only. None at all is left when one cannot be installed.
+/// The same of these only.
 fn install_those(ebpf: &mut Ebpf, root: &Path, which: &[&str]) -> Result<()> {
     let installed = load(ebpf).and_then(|()| cgroup::root()).and_then(|cgroup| {
         which.iter().try_for_each(|name| {
@@ -59,7 +59,7 @@ fn install_those(ebpf: &mut Ebpf, root: &Path, which: &[&str]) -> Result<()> {
     });
     if installed.is_err() {
         // The first error is the one to report.
-        let _reported_already = remove(root, &names::SOCKET_PROGRAMS);
+        let _reported_already = remove(root, which);
     }
     installed
 }
@@ -118,7 +118,8 @@ pub(super) fn mend(dataplane: &Dataplane, features: Features) -> Result<Option<K
     // Of a pair, the other half would be of no use.
     remove(root, &lost)?;
     let without = install_those(&mut ebpf, root, &lost).err();
-    if without.is_some() {
+    // Where some could be had, the others may be, next time.
+    if without.is_some() && lost.len() == names::SOCKET_PROGRAMS.len() {
         set_refused(root)?;
     }
     Ok(without)
