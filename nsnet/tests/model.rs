@@ -97,6 +97,14 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         let mac = state.attachments[1].mac;
         state.attach(&AttachRequest { mac: Some(mac), ..attach("v6", "green", &[]) }).map(drop)
     };
+    let attached_on_a_cable = |state: &mut State| {
+        // The network is good, and is not kept.
+        let mut tried = state.clone();
+        add(&mut tried, &network("v9", &["10.9.0.0/24"])).unwrap();
+        tried.attach(&attach("v9", "red", &[])).map(drop)
+    };
+    let mapped = with(|request| (request.masquerade, request.snat_source) = (true, vec![ip("::ffff:1.2.3.4")]));
+    let mapped_source = |state: &mut State| add(state, &mapped);
     let wrong: &[Wrong<'_>] = &[
         (&|s| add(s, &network("v9", &["10.0.0.128/25"])), &["10.0.0.128/25", "overlaps", "v4"]),
         (&|s| add(s, &network("v9", &["10.9.0.0/24", "10.9.0.0/25"])), &["overlap"]),
@@ -117,6 +125,15 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (&|s| s.delete_network(&name("v6"), false), &["red, blue", "--force"]),
         (&|s| s.delete_namespace(&name("red"), false), &["v4", "--force"]),
         (&|s| s.add_cable(&cable("red", "red", None)).map(drop), &["red"]),
+        (&|s| s.add_cable(&cable("green", "blue", Some("10.8.0.0/30"))).map(drop), &["10.8.0.0/30", "host address"]),
+        (&|s| s.add_cable(&cable("green", "blue", Some("::ffff:10.8.0.1/120"))).map(drop), &["IPv4"]),
+        (&|s| s.add_cable(&cable("red", "green", Some("10.0.0.77/24"))).map(drop), &["10.0.0.0/24", "v4", "red"]),
+        (&|s| s.add_cable(&cable("red", "green", Some("fd00::7/48"))).map(drop), &["fd00::/64", "v6"]),
+        (&|s| s.add_cable(&cable("red", "green", Some("10.9.0.2/30"))).map(drop), &["10.9.0.1/30", "cable red-blue"]),
+        (&attached_on_a_cable, &["10.9.0.0/24", "10.9.0.1/30", "cable red-blue"]),
+        (&|s| s.add_route(&route("red", "::ffff:10.0.0.0/104", Some("fd00::1"))).map(drop), &["IPv4"]),
+        (&|s| add(s, &network("v9", &["::ffff:10.0.0.0/120"])), &["::ffff:10.0.0.0/120", "IPv4"]),
+        (&mapped_source, &["::ffff:1.2.3.4", "say that"]),
         (&|s| s.add_route(&route("red", "::/0", Some("10.0.0.254"))).map(drop), &["family"]),
         (&|s| s.add_route(&route("red", "0.0.0.0/0", None)).map(drop), &["several gateways"]),
         (&|s| s.add_route(&route("red", "0.0.0.0/0", Some("10.3.0.1"))).map(drop), &["10.3.0.1"]),
@@ -128,6 +145,15 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         assert!(!refusal.contains('\n'));
         assert_eq!(state, self::state(), "refused, and yet changed: {refusal}");
     }
+}
+
+#[test]
+fn cables_with_prefixes_of_others_elsewhere_are_laid() {
+    let mut state = state();
+    // Those of namespaces at neither end, and link-local ones.
+    state.add_cable(&cable("green", "white", Some("10.9.0.1/30"))).unwrap();
+    state.add_cable(&cable("red", "green", Some("fe80::1/64"))).unwrap();
+    state.add_cable(&cable("red", "white", Some("fe80::1/64"))).unwrap();
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn it_is_repaired() -> Result<()> {
         let mut owners = HashMap::<_, AddressKey, PortId>::try_from(Map::HashMap(data))?;
         Ok(owners.remove(&AddressKey { network: NetworkId(1), ip: IpAddress::from(std::net::IpAddr::V4(c1.v4)) })?)
     };
-    let breaks: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let breaks: [(&str, &dyn Fn() -> Result<()>); 9] = [
         ("an address is removed", &|| Ok(inside.remove_address(link()?, "192.168.15.1/24".parse()?).map(drop)?)),
         ("an interface is down", &|| bed.ip("c2", &format!("link set {} down", c2.ifname))),
         ("a default route is removed", &|| bed.ip("c1", "route del default")),
@@ -52,6 +52,7 @@ fn it_is_repaired() -> Result<()> {
             Ok(of_host.delete_link(of_host.existing_link("v-net-0")?.index).map(drop)?)
         }),
         ("an entry of the dataplane is removed", &owner),
+        ("a hook at the host's sockets is taken off", &|| Ok(fs::remove_file(pins(&bed)?.join("links/connect4"))?)),
         ("a program is taken off", &|| {
             let port = of_host.existing_link(&c2.port)?.index;
             Ok(fs::remove_file(pins(&bed)?.join("links").join(PortId::from_ifindex(port).0.to_string()))?)
@@ -67,7 +68,7 @@ fn it_is_repaired() -> Result<()> {
     }
     let again = World::of(&bed.lab)?;
     assert_eq!(again.pins, whole.pins);
-    assert!(agent.figures()?.value("nsnet_agent_repairs_total", &[("outcome", "done")])? >= 8.0);
+    assert!(agent.figures()?.value("nsnet_agent_repairs_total", &[("outcome", "done")])? >= 9.0);
     Ok(())
 }
 

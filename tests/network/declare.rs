@@ -279,6 +279,23 @@ fn published_ports_move_and_stay() -> Result<()> {
 }
 
 #[test]
+fn a_prefix_moves_from_a_cable_to_a_network_and_back() -> Result<()> {
+    let lab = lab()?;
+    let both = "[[ns]]\nname = \"@red\"\n[[ns]]\nname = \"@blue\"\n";
+    let cable = format!(
+        "{both}[[cable]]\na = \"@red\"\nb = \"@blue\"\naddress_a = \"192.168.15.1/24\"\naddress_b = \"192.168.15.2/24\"\n"
+    );
+    let port = |ns: &str| format!("[[attach]]\nnetwork = \"n\"\nns = \"@{ns}\"\n");
+    let network =
+        format!("{both}[[network]]\nname = \"n\"\nsubnet = \"192.168.15.0/24\"\n{}{}", port("red"), port("blue"));
+    for file in [&cable, &network, &cable] {
+        apply(&lab, file)?;
+        assert!(pings(&lab, "red", "192.168.15.2")?);
+    }
+    Ok(())
+}
+
+#[test]
 fn verbs_and_files_are_one() -> Result<()> {
     let lab = lab()?;
     for line in [
@@ -427,6 +444,19 @@ fn what_is_wrong_is_refused_with_its_line() -> Result<()> {
         (
             format!("{red}[[publish]]\nns = \"@red\"\nport = [\"80:80\", \"80:81\"]\n"),
             "line 9: publish 80:81/tcp for @red: 0.0.0.0:80/tcp is published",
+        ),
+        (
+            format!(
+                "{}internal = true\n{}[[publish]]\nns = \"@red\"\nport = \"80:80\"\n",
+                network,
+                red.replace(network, "")
+            ),
+            "line 10: publish 80:80/tcp for @red: network n is internal",
+        ),
+        (
+            red.replace(&ns("red"), &(ns("red") + &ns("blue")))
+                + "[[cable]]\na = \"@red\"\nb = \"@blue\"\naddress_a = \"10.1.0.77/24\"\n",
+            "line 11: cable @red-@blue: address 10.1.0.77/24 overlaps subnet 10.1.0.0/24 of network n",
         ),
         (format!("{}[[cable]]\na = \"@red\"\nb = \"@red\"\n", ns("red")), "line 3: a cable needs two namespaces"),
     ] {

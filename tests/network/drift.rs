@@ -201,6 +201,9 @@ const INTERFACES: &[Damage] = &[
     ("a default route", "route 0.0.0.0/0 in @red", "next hop 192.168.15.254 is missing", |s| {
         s.ip("red", "route del default")
     }),
+    ("where a default route leads", "route 0.0.0.0/0 in @red", "next hop is 192.168.15.2, not 192.168.15.254", |s| {
+        s.ip("red", "route replace default via 192.168.15.2")
+    }),
     ("a cable's end down", "cable @red-@blue", "is down, not up", |s| {
         let end = s.lab.json("cable list")?[0]["ifname_a"].as_str().context("no end")?.to_owned();
         s.ip("red", &format!("link set {end} down"))
@@ -414,6 +417,12 @@ fn pins_that_are_gone() -> Result<()> {
             }),
             ("a program's pin", "dataplane", "pin programs/opened is missing", |s| {
                 Ok(fs::remove_file(s.pins()?.join("programs/opened"))?)
+            }),
+            ("a hook at the host's sockets", "dataplane", "pin links/bind4 is missing", |s| {
+                Ok(fs::remove_file(s.pins()?.join("links/bind4"))?)
+            }),
+            ("the program of such a hook", "dataplane", "pin programs/connect4 is missing", |s| {
+                Ok(fs::remove_file(s.pins()?.join("programs/connect4"))?)
             }),
         ],
         true,

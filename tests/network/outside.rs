@@ -160,6 +160,21 @@ fn what_the_dataplane_is_told() -> Result<()> {
 }
 
 #[test]
+fn a_source_that_the_host_does_not_have_is_told() -> Result<()> {
+    let lab = lab()?;
+    let line =
+        format!("network add n2 --subnet 10.2.0.0/24 fd02::/64 --masquerade --snat-source {HOST_IP} 2001:db8::9");
+    let output = lab.try_nsnet(&line)?;
+    let expected = "nsnet: network n2: the host has no address 2001:db8::9: answers come only if it is routed here\n";
+    ensure!(output.status.success() && output.stderr == expected.as_bytes(), "{output:?}");
+    let file = "[[network]]\nname = \"n3\"\nsubnet = \"10.3.0.0/24\"\nmasquerade = true\nsnat_source = \"192.0.2.9\"\n";
+    let output = super::file::given(&lab, &["apply", "-f", "-"], file)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.contains("network n3: the host has no address 192.0.2.9"), "{output:?}");
+    Ok(())
+}
+
+#[test]
 fn programs_of_others_stay() -> Result<()> {
     let lab = lab()?;
     let mut ebpf = lab.within("host", || open_object(Features::probe()))??;

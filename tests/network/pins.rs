@@ -1,16 +1,17 @@
 //! Pins that are not what nsnet made, or that others could change: named, and left as they are.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData};
-use nsnet_common::layout::names;
+use nsnet_common::layout::{MAX_PORTS, Port, names};
 
 use super::bed::{Bed, V4};
 use super::object::pins;
-use super::world::{World, refused};
+use super::world::{World, complaint, refused};
 
 /// What puts something there.
 type Plant = Box<dyn FnOnce(&Path) -> Result<()>>;
@@ -59,7 +60,18 @@ fn what_others_made_is_refused() -> Result<()> {
     let root = pins(&bed.lab)?;
     let (maps, programs) = (root.join("maps"), root.join("programs"));
     let twin = |of: PathBuf| move |pin: &Path| Ok(fs::hard_link(of, pin)?);
-    let plants: [(PathBuf, Plant); 6] = [
+    // A verb that only looks does not take it for what it is called either.
+    for (map, line) in
+        [(names::PORTS, "explain --from @red tcp 192.168.15.2:80"), (names::COUNTERS, "stats"), (names::DROPS, "drops")]
+    {
+        let other = |pin: &Path| Ok(HashMap::<MapData, [u8; 6], [u8; 6]>::create(16, 0)?.pin(pin)?);
+        let _planted = Planted::new(maps.join(map), other)?;
+        let complaint = complaint(&bed.lab.try_nsnet(line)?).with_context(|| line.to_owned())?;
+        assert!(complaint.contains(map) && complaint.contains("nsnet down"), "`{line}`: {complaint}");
+    }
+    let plants: [(PathBuf, Plant); 7] = [
+        // Right in all, but no program looks there.
+        (maps.join(names::PORTS), Box::new(|pin| Ok(Array::<MapData, Port>::create(MAX_PORTS, 0)?.pin(pin)?))),
         // Values of another size.
         (maps.join(names::FLOWS4), Box::new(|pin| Ok(HashMap::<MapData, [u8; 16], [u8; 8]>::create(16, 0)?.pin(pin)?))),
         // The right sizes in another kind of map.
@@ -71,10 +83,12 @@ fn what_others_made_is_refused() -> Result<()> {
         (programs.join("bind4"), Box::new(twin(programs.join(names::CUT)))),
         (programs.join(names::FROM_NAMESPACE), Box::new(twin(maps.join(names::NETWORKS)))),
     ];
+    let expected = BTreeMap::from([(names::PORTS, "the programs use another"), (names::NETWORKS, "it is no map")]);
     for (pin, plant) in plants {
         let name = pin.display().to_string();
         let planted = Planted::new(pin, plant)?;
-        all_refuse(&bed, &name, &[&name, "nsnet down"])?;
+        let why = expected.get(name.rsplit('/').next().unwrap_or_default());
+        all_refuse(&bed, &name, &[&name, "nsnet down", why.copied().unwrap_or_default()])?;
         let status = bed.lab.try_nsnet("status")?;
         let said = String::from_utf8_lossy(&status.stdout);
         assert!(status.status.code() == Some(1) && said.contains(&name), "{said}");

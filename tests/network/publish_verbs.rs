@@ -163,6 +163,37 @@ fn twice_is_once_and_a_chosen_port_stays() -> Result<()> {
 }
 
 #[test]
+fn what_goes_with_something_else_is_told() -> Result<()> {
+    let bed = Bed::new(DUAL, &["red", "blue", "green"])?;
+    let (lab, name) = (&bed.lab, |ns: &str| bed.lab.name(ns));
+    let specs = (1..=7).map(|port| format!("{port}:80")).collect::<Vec<_>>().join(" ");
+    lab.nsnet(&format!("publish add @red {specs}"))?;
+    lab.nsnet("publish add @blue 8080:80/udp")?;
+    lab.nsnet("publish add @green 9090:80")?;
+    let told = |line: &str| -> Result<String> {
+        let output = lab.try_nsnet(line)?;
+        ensure!(output.status.success() && output.stdout.is_empty(), "`{line}`: {output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    let five = (1..=5).map(|port| format!("{port}:80/tcp for {}", name("red"))).collect::<Vec<_>>().join(", ");
+    assert_eq!(told("detach v-net-0 @red")?, format!("nsnet: no longer published: {five} and 2 more\n"));
+    assert_eq!(told("detach v-net-0 @red")?, "");
+    let of = |what: &str| format!("nsnet: no longer published: {what}\n");
+    assert_eq!(told("ns del --force @blue")?, of(&format!("8080:80/udp for {}", name("blue"))));
+    assert_eq!(told("network del --force v-net-0")?, of(&format!("9090:80/tcp for {}", name("green"))));
+    assert_eq!(told("network del --force v-net-0")?, "");
+    Ok(())
+}
+
+#[test]
+fn an_internal_network_lets_nothing_in() -> Result<()> {
+    let bed = Bed::new("--subnet 192.168.15.0/24 --internal", &["red"])?;
+    let complaint = refused(&bed.lab, "publish add @red 8080:80")?;
+    assert!(complaint.contains("v-net-0 is internal") && complaint.contains("another network"), "{complaint}");
+    Ok(())
+}
+
+#[test]
 fn refusals_name_what_is_in_the_way() -> Result<()> {
     let bed = Bed::new(DUAL, &["red", "blue"])?;
     let lab = &bed.lab;

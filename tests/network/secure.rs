@@ -28,6 +28,7 @@ use serde_json::json;
 use super::bed::{Scratch, binary, lab};
 use super::boot::shell;
 use super::cut_off::{ATTACH, NETWORK, host, red_is_attached};
+use super::file::given;
 use super::world::{World, complaint, refused};
 
 const NOBODY: u32 = 65534;
@@ -74,6 +75,31 @@ fn the_host_is_no_member_under_any_name() -> Result<()> {
             ensure!(said.contains("acts as host"), "`{line}`: {said}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn one_namespace_has_one_port_in_a_network_whatever_it_is_called() -> Result<()> {
+    let lab = lab()?;
+    lab.nsnet("ns add @red")?;
+    lab.nsnet(NETWORK)?;
+    lab.nsnet("network add v-net-1 --subnet 10.1.0.0/24")?;
+    lab.nsnet(ATTACH)?;
+    let _alias = Alias::of(&lab, "alias", &Path::new("/run/netns").join(lab.name("red")))?;
+    let before = World::of(&lab)?;
+    let said = refused(&lab, "attach v-net-0 @alias")?;
+    ensure!(said.contains(&format!("{} is the same namespace", lab.name("red"))), "{said}");
+    let file = "[[ns]]\nname = \"@red\"\n[[ns]]\nname = \"@alias\"\n\
+                [[network]]\nname = \"v-net-0\"\nsubnet = \"192.168.15.0/24\"\n\
+                [[attach]]\nnetwork = \"v-net-0\"\nns = \"@red\"\n[[attach]]\nnetwork = \"v-net-0\"\nns = \"@alias\"\n";
+    for verb in ["plan", "apply"] {
+        let output = given(&lab, &[verb, "-f", "-"], file)?;
+        ensure!(output.status.code() == Some(1) && complaint(&output)?.contains("same namespace"), "{output:?}");
+    }
+    assert_eq!(World::of(&lab)?, before);
+    // What is attached may be said again, and elsewhere the name is as good as the other.
+    lab.nsnet(ATTACH)?;
+    lab.nsnet("attach v-net-1 @alias --ifname other")?;
     Ok(())
 }
 

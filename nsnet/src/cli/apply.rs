@@ -1,5 +1,6 @@
 //! `nsnet plan`, `nsnet apply`, `nsnet schema`: what is declared in a file, and what it takes.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::output::{self, Format, with_progress};
-use super::{Answer, bypassed, publish, punted};
+use super::{Answer, attach, bypassed, network, publish};
 use crate::kernel::host::{Change, Host};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
@@ -82,7 +83,10 @@ impl Wanted {
         publish::with_host_ports(host, |ports| {
             let around =
                 Surroundings { default_mtu, has_namespace: &has_namespace, default_routes: &default_routes, ports };
-            state.declare(&self.declaration, &around).map_err(|refusal| anyhow::anyhow!("{}: {refusal}", self.name))
+            let named = |why: &dyn Display| anyhow::anyhow!("{}: {why}", self.name);
+            state.declare(&self.declaration, &around).map_err(|refusal| named(&refusal))?;
+            let mut networks = state.networks.keys();
+            networks.try_for_each(|network| attach::check_names(state, network)).map_err(|error| named(&error))
         })
     }
 }
@@ -142,8 +146,7 @@ pub(super) fn apply(host: &Host, format: Format, wanted: Option<&Wanted>) -> Ans
         host.change_and_repair(|state| declare(host, state, wanted), |_state, ()| Scope::Everything)
     })?;
     for network in change.new.networks.values().filter(|network| !change.old.networks.contains_key(&network.name)) {
-        network.outside.warnings().iter().for_each(|warning| output::note(warning));
-        punted::tell(network);
+        network::warn(host, network);
     }
     print(format, replaced.as_ref(), &change, ["nothing was to be done", "added", "changed", "removed"])?;
     if change.steps.contains(&Step::LoadDataplane) {

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use serde_json::json;
 
-use super::Answer;
 use super::output::{self, Format, Table};
+use super::{Answer, publish};
 use crate::kernel::host::Host;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::NetNs;
@@ -23,6 +24,7 @@ pub(super) fn attach(host: &Host, format: Format, request: &AttachRequest) -> An
             let was_known = state.attachment(&request.network, &request.ns).is_some();
             let port = state.attach(request)?;
             if !was_known {
+                check_names(state, &request.network)?;
                 give_default_routes(host, state, &port)?;
             }
             Ok(port)
@@ -31,6 +33,18 @@ pub(super) fn attach(host: &Host, format: Format, request: &AttachRequest) -> An
     )?;
     output::print_one(format, &table([&change.answer]))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses two names of one namespace in a network: it would have two ports there.
+pub(super) fn check_names(state: &State, network: &Name) -> anyhow::Result<()> {
+    let ports = state.attachments.iter().filter(|port| port.network == *network);
+    if let Some((first, again)) = NetNs::same_twice(ports.map(|port| port.ns.as_str())) {
+        bail!(
+            "attach {again} to {network}: {first} is the same namespace by another name, and in the network already; \
+             use one name"
+        );
+    }
+    Ok(())
 }
 
 /// An attachment, and the routes that go by it.
@@ -51,10 +65,11 @@ pub(super) fn give_default_routes(host: &Host, state: &mut State, port: &Attachm
 }
 
 pub(super) fn detach(host: &Host, network: &Name, ns: &Name) -> Answer {
-    host.change(|state| {
+    let edit = |state: &mut State| {
         state.detach(network, ns);
         Ok(())
-    })?;
+    };
+    publish::tell_lost(&host.change_and_repair(edit, |_state, ()| Scope::Nothing)?);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -189,12 +189,18 @@ fn netfilter_check(bypassed: &Result<Vec<Bypassed>>) -> Check {
 /// The programs at the host's sockets: an extra, so that what is missing is never more than a fallback.
 fn cgroup_hooks(features: Features, host: Option<&Host>, tried: Option<&Trial>) -> Check {
     let refused = || tried.and_then(|trial| trial.sockets.clone());
-    let is_loaded_without =
-        || host.is_some_and(|host| host.dataplane.is_loaded() && !host.dataplane.has_socket_hooks());
+    let lacking = || {
+        let dataplane = &host.filter(|host| host.dataplane.is_loaded())?.dataplane;
+        match dataplane.missing_socket_pins().map(|lost| lost.into_iter().next()) {
+            Ok(Some(pin)) => Some(format!("pin {pin} is missing; `nsnet apply` brings it back")),
+            Ok(None) => (!dataplane.has_socket_hooks()).then(|| "the dataplane was loaded without them".to_owned()),
+            Err(error) => Some(error.to_string()),
+        }
+    };
     let why = if !features.cgroup {
         cgroup::root().err().map(|error| error.to_string()).or_else(|| Some("turned off by NSNET_WITHOUT".to_owned()))
     } else {
-        refused().or_else(|| is_loaded_without().then(|| "the dataplane was loaded without them".to_owned()))
+        refused().or_else(lacking)
     };
     let (finding, detail) = match why {
         Some(why) => {

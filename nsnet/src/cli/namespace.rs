@@ -5,15 +5,16 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::Answer;
 use super::args::NsVerb;
 use super::output::{self, Format, Table};
+use super::{Answer, publish};
 use crate::kernel::host::Host;
 use crate::kernel::netns::NetNs;
 use crate::kernel::observe::Scope;
 use crate::kernel::{exec, named};
 use crate::model::drift::Object;
 use crate::model::name::Name;
+use crate::model::state::State;
 
 pub(super) fn run(host: &Host, format: Format, verb: &NsVerb) -> Answer {
     match verb {
@@ -55,15 +56,17 @@ fn add(host: &Host, names: &[Name]) -> Answer {
 }
 
 fn delete(host: &Host, names: &[Name], force: bool) -> Answer {
-    let kept = host.change(|state| {
+    let edit = |state: &mut State| {
         let is_foreign = |name: &&Name| state.namespaces.get(name).is_none_or(|ns| !ns.made);
         let kept: Vec<Name> = names.iter().filter(is_foreign).cloned().collect();
         for name in names {
             state.delete_namespace(name, force)?;
         }
         Ok(kept)
-    })?;
-    for name in kept.iter().filter(|name| NetNs::named(name.as_str()).is_ok()) {
+    };
+    let change = host.change_and_repair(edit, |_state, _kept| Scope::Nothing)?;
+    publish::tell_lost(&change);
+    for name in change.answer.iter().filter(|name| NetNs::named(name.as_str()).is_ok()) {
         output::note(&format!("namespace {name} was not made by nsnet: left where it is"));
     }
     Ok(ExitCode::SUCCESS)

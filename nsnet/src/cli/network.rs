@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::NetworkVerb;
 use super::output::{self, Format, Table, with_progress};
-use super::{Answer, attach, bypassed, mode, punted};
+use super::{Answer, attach, bypassed, mode, publish, punted};
 use crate::kernel::host::Host;
 use crate::kernel::observe::Scope;
 use crate::kernel::uplink;
@@ -49,15 +49,30 @@ fn add(host: &Host, format: Format, request: &NetworkRequest) -> Answer {
         )
     })?;
     let network = change.answer;
-    for warning in network.outside.warnings() {
-        output::note(&warning);
-    }
-    punted::tell(&network);
+    warn(host, &network);
     output::print_one(format, &table(&change.new, [&network]))?;
     if loads {
         bypassed::tell(&change.new);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells of what was asked for and may not be as it was meant.
+pub(super) fn warn(host: &Host, network: &Network) {
+    network.outside.warnings().iter().for_each(|warning| output::note(warning));
+    punted::tell(network);
+    let sources = &network.outside.snat_sources;
+    if sources.is_empty() {
+        return;
+    }
+    // What cannot be read is no reason for a word: everything is done already.
+    let Ok(addresses) = host.netlink.all_addresses() else { return };
+    for source in sources.iter().filter(|source| !addresses.iter().any(|(_, own)| own.addr() == **source)) {
+        output::note(&format!(
+            "network {}: the host has no address {source}: answers come only if it is routed here",
+            network.name
+        ));
+    }
 }
 
 /// A network, what it stands on, and what stands on it.
@@ -71,12 +86,11 @@ fn objects(state: &State, network: &Network) -> impl Iterator<Item = Object> {
 }
 
 fn delete(host: &Host, names: &[Name], force: bool) -> Answer {
-    host.change(|state| {
-        for name in names {
-            state.delete_network(name, force)?;
-        }
+    let edit = |state: &mut State| {
+        names.iter().try_for_each(|name| state.delete_network(name, force))?;
         Ok(())
-    })?;
+    };
+    publish::tell_lost(&host.change_and_repair(edit, |_state, ()| Scope::Nothing)?);
     Ok(ExitCode::SUCCESS)
 }
 

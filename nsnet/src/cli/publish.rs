@@ -1,5 +1,6 @@
 //! `nsnet publish`.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use super::Answer;
 use super::args::PublishVerb;
 use super::output::{self, Format, Table};
-use crate::kernel::host::Host;
+use crate::kernel::host::{Change, Host};
 use crate::kernel::observe::Scope;
 use crate::kernel::publish::PublishMaps;
 use crate::kernel::{ports, reserved};
@@ -50,6 +51,22 @@ fn add(host: &Host, format: Format, args: &PublishArgs) -> anyhow::Result<()> {
         table.row([ns, host_ip, host_ports, target, protocol, spec]);
     }
     Ok(output::print_one(format, &table)?)
+}
+
+/// Tells of what is published no more, because what it led by is gone.
+pub(super) fn tell_lost<T>(change: &Change<T>) {
+    /// A note is one line.
+    const NAMED: usize = 5;
+    let still: HashSet<_> = change.new.publishes.iter().map(|publish| (&publish.ns, &publish.spec)).collect();
+    let is_lost = |publish: &&Publish| !still.contains(&(&publish.ns, &publish.spec));
+    let lost: Vec<&Publish> = change.old.publishes.iter().filter(is_lost).collect();
+    if lost.is_empty() {
+        return;
+    }
+    let named: Vec<_> = lost.iter().take(NAMED).map(|publish| format!("{} for {}", publish.spec, publish.ns)).collect();
+    let more = lost.len() - named.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    output::note(&format!("no longer published: {}{more}", named.join(", ")));
 }
 
 /// Does `work` with what publishing has to know of the host.

@@ -69,7 +69,7 @@ impl Dataplane {
             if !stages::differences(self)?.is_empty() {
                 stages::mend(self)?;
             }
-            return Ok(None);
+            return sockets::mend(self, features);
         }
         let (draft, old) = (self.draft(), Pins { root: self.beside("old") });
         draft.pins.remove()?;
@@ -77,6 +77,9 @@ impl Dataplane {
         let pinned = draft.fill(features, Object::own()?, random()?, &[]).and_then(|mut ebpf| {
             let root = &draft.pins.root;
             let without = if features.cgroup { sockets::install(&mut ebpf, root).err() } else { None };
+            if without.is_some() {
+                sockets::set_refused(root)?;
+            }
             if exists(&self.pins.root)? {
                 rename(&self.pins.root, &old.root)?;
             }
@@ -157,6 +160,11 @@ impl Dataplane {
     /// Whether the programs at the host's sockets are there.
     pub fn has_socket_hooks(&self) -> bool {
         sockets::are_installed(&self.pins.root)
+    }
+
+    /// The pins of programs at the host's sockets that somebody has taken away, below the host's folder.
+    pub fn missing_socket_pins(&self) -> Result<Vec<String>> {
+        sockets::missing_pins(&self.pins.root)
     }
 
     /// The pins.
@@ -268,7 +276,7 @@ impl Pins {
     }
 }
 
-fn exists(path: &Path) -> Result<bool> {
+pub(super) fn exists(path: &Path) -> Result<bool> {
     path.try_exists().doing(|| format!("look for {}", path.display()))
 }
 

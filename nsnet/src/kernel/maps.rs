@@ -18,7 +18,7 @@ use nsnet_common::wire::{IpAddress, Mac};
 use super::clock::monotonic;
 use super::dataplane::{Dataplane, refused};
 use super::error::{KernelError, Result};
-use super::pins::{Pins, UPGRADE};
+use super::pins::{CLEAR, Pins, UPGRADE, wrong};
 use crate::model::state::State;
 use crate::model::traffic::{Look, PortName};
 
@@ -38,7 +38,8 @@ impl Maps {
     }
 
     pub(super) fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &str, kind: fn(MapData) -> Map) -> Result<M> {
-        M::try_from(kind(self.data(name)?)).map_err(|error| refused(format!("open map {name}"), error))
+        // aya compares the kind of map, and the sizes of keys and values.
+        M::try_from(kind(self.data(name)?)).map_err(|error| wrong(&self.pins.map(name), error).with_remedy(CLEAR))
     }
 
     /// A map without its types.

@@ -1,5 +1,6 @@
 //! One network namespace, held open by a descriptor: what its name means later cannot change under us.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -70,6 +71,15 @@ impl NetNs {
             Err(error) if matches!(error.errno(), None | Some(Errno::ENOENT | Errno::ELOOP)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Two of these names that are of one namespace. Those of none are no one's. (A `stat` for each: there may be thousands.)
+    pub fn same_twice<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(&'a str, &'a str)> {
+        let mut seen = HashMap::new();
+        names.into_iter().find_map(|name| {
+            let metadata = path_of(name).ok()?.symlink_metadata().ok()?;
+            seen.insert(NetNsId::of(&metadata), name).map(|first| (first, name))
+        })
     }
 
     /// A namespace by any path, such as `/proc/PID/ns/net`.

@@ -187,7 +187,12 @@ impl Look<'_> {
         if !missing.is_empty() {
             return Ok(missing.iter().map(|pin| Difference::lacks("pin", pin)).collect());
         }
-        stages::differences(&self.host.dataplane)
+        let mut found = stages::differences(&self.host.dataplane)?;
+        if self.host.features.cgroup {
+            let lost = self.host.dataplane.missing_socket_pins()?;
+            found.extend(lost.iter().map(|pin| Difference::lacks("pin", pin)));
+        }
+        Ok(found)
     }
 
     fn network(&self, network: &Network) -> Result<Vec<Difference>> {

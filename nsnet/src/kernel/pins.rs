@@ -11,9 +11,11 @@
 //! Whoever may write here decides what the programs do: the file system's root is root's alone, and before anything is
 //! changed each pin is compared with what the object defines.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,7 @@ use aya_obj::generated::bpf_prog_type::{BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_PROG
 use nix::errno::Errno;
 use nsnet_common::layout::{PortId, names, version_of};
 
+use super::bpf;
 use super::dataplane::refused;
 use super::error::{Doing as _, KernelError, Result};
 use super::object::{BuildId, Definition, Object};
@@ -32,7 +35,7 @@ use super::store::check_private;
 /// What to do when the programs are another nsnet's.
 pub(super) const UPGRADE: &str = "run `nsnet upgrade`";
 /// What to do when a pin is nobody's that we know.
-const CLEAR: &str = "somebody has put it there: `nsnet down` clears all of it away";
+pub(crate) const CLEAR: &str = "somebody has put it there: `nsnet down` clears all of it away";
 
 /// The folder of the pins.
 #[derive(Clone, Debug)]
@@ -140,7 +143,34 @@ impl Pins {
                 }
             }
         }
-        self.check_programs(if is_ours { &[] } else { &names::PROGRAMS })
+        self.check_programs(if is_ours { &[] } else { &names::PROGRAMS })?;
+        self.check_use()
+    }
+
+    /// Refuses maps that look like those of the programs, and are others: what is entered there, no program sees. To be
+    /// asked of programs that are what they are called.
+    pub(super) fn check_use(&self) -> Result<()> {
+        let mut used = HashSet::new();
+        for name in names::PROGRAMS.into_iter().chain(names::SOCKET_PROGRAMS).chain(names::XDP_PROGRAMS) {
+            let path = self.program(name);
+            let what = || format!("read which maps {name} uses");
+            match ProgramInfo::from_pin(&path).map_err(|error| refused(what(), error)) {
+                Ok(info) => used.extend(info.map_ids().map_err(|error| refused(what(), error))?.unwrap_or_default()),
+                Err(error) if error.errno() == Some(Errno::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for name in names::MAPS {
+            let path = self.map(name);
+            // Seldom: a map that no program of these uses, or another one than they use.
+            if let Some(info) = info_at(&path)?.filter(|info| !used.contains(&info.id()))
+                && has_one_called(&used, names::in_object(name))
+            {
+                let why = format_args!("it is map {}, and the programs use another", info.id());
+                return Err(wrong(&path, why).with_remedy(CLEAR));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses folders that are not root's alone.
@@ -203,11 +233,32 @@ pub(super) fn map_pin(name: &str, version: u32) -> String {
 
 /// What the map pinned at `path` is.
 pub(super) fn map_at(path: &Path) -> Result<Option<Definition>> {
+    info_at(path)?.map(|info| Definition::of_loaded(&info)).transpose()
+}
+
+/// The kernel's description of the map pinned at `path`. Refuses what is no map.
+fn info_at(path: &Path) -> Result<Option<MapInfo>> {
+    let pin = match bpf::open_pin(path) {
+        Err(Errno::ENOENT) => return Ok(None),
+        opened => opened.map_err(|errno| wrong(path, KernelError::new("open the pin", errno)).with_remedy(CLEAR))?,
+    };
+    // A program or a link has a description, too, in which other things stand at the same places.
+    let kind = fs::read_link(format!("/proc/self/fd/{}", pin.as_raw_fd()));
+    if kind.doing(|| format!("look at {}", path.display()))? != Path::new("anon_inode:bpf-map") {
+        return Err(wrong(path, "it is no map").with_remedy(CLEAR));
+    }
     match MapInfo::from_pin(path).map_err(|error| refused("open the pin", error)) {
-        Ok(info) => Definition::of_loaded(&info).map(Some),
-        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+        Ok(info) => Ok(Some(info)),
         Err(error) => Err(wrong(path, error).with_remedy(CLEAR)),
     }
+}
+
+/// Whether one of these maps is called so.
+fn has_one_called(maps: &HashSet<u32>, name: &str) -> bool {
+    // The kernel keeps 15 bytes of a name.
+    let name = name.get(..15).unwrap_or(name);
+    let mut maps = maps.iter().filter_map(|id| MapInfo::from_id(*id).ok());
+    maps.any(|map| map.name_as_str() == Some(name))
 }
 
 /// Refuses a map whose entries have another form than the version of their layout says.
@@ -229,7 +280,7 @@ fn others(path: &Path, why: impl std::fmt::Display) -> KernelError {
     wrong(path, format_args!("{why}: the programs loaded are another nsnet's")).with_remedy(UPGRADE)
 }
 
-fn wrong(path: &Path, why: impl std::fmt::Display) -> KernelError {
+pub(super) fn wrong(path: &Path, why: impl std::fmt::Display) -> KernelError {
     KernelError::refused(format_args!("use the pin {}", path.display()), why)
 }
 

@@ -86,6 +86,7 @@ impl Replacement {
         // seems.
         old.check_programs(&[names::FROM_NAMESPACE, names::FROM_HOST, names::FROM_UPLINK])?;
         let plan = Plan::new(old, object.definitions()?, &CONVERSIONS)?;
+        old.check_use()?;
         if let Some(loss) = plan.grave_loss().filter(|_| !allowed.loss) {
             let why = format!("this nsnet keeps them in another form, and what is there would be lost: {loss}");
             return Err(
@@ -222,7 +223,9 @@ fn replace(host: &Host, seats: &[Seat], plan: &Plan, ebpf: &mut Ebpf) -> Result<
     add_missing(host, seats, new)?;
     if host.features.cgroup && !sockets::are_installed(&new.root) {
         // As when a dataplane is loaded: `nsnet doctor` tells.
-        let _told_there = add_sockets(ebpf, new);
+        if add_sockets(ebpf, new).is_err() {
+            sockets::set_refused(&new.root)?;
+        }
     }
     exchange(&new.root, &old.root)?;
     Ok(Replaced { hooks, copies })

@@ -42,6 +42,8 @@ impl State {
         let old = self.clone();
         self.declare_namespaces(wanted, host)?;
         self.declare_networks(wanted, host)?;
+        // One may get the prefix that a cable had until now.
+        self.drop_cables(wanted);
         self.declare_attachments(wanted, &old)?;
         self.declare_cables(wanted)?;
         self.declare_routes(wanted, host, &old)?;
@@ -134,7 +136,7 @@ impl State {
         Ok(())
     }
 
-    fn declare_cables(&mut self, wanted: &Declaration) -> Result<()> {
+    fn drop_cables(&mut self, wanted: &Declaration) {
         let is_declared = |one: &Name, other: &Name, had: [Option<IpNet>; 2]| {
             wanted.cable.iter().map(Spanned::get_ref).any(|cable| {
                 let CableRequest { a, b, address_a, address_b } = cable;
@@ -144,6 +146,9 @@ impl State {
             })
         };
         self.cables.retain(|cable| is_declared(&cable.a.ns, &cable.b.ns, [cable.a.address, cable.b.address]));
+    }
+
+    fn declare_cables(&mut self, wanted: &Declaration) -> Result<()> {
         for cable in &wanted.cable {
             self.add_cable(cable.get_ref()).at(wanted, cable)?;
         }
@@ -156,17 +161,19 @@ impl State {
         for route in &wanted.route {
             self.add_route(route.get_ref()).at(wanted, route)?;
         }
-        let is_ours = |ns: &Name, v4: bool, via: &Option<IpAddr>| {
-            let is_it = |route: &Route| route.ns == *ns && route.dest == default_route(v4) && Some(route.via) == *via;
-            old.routes.iter().any(is_it)
-        };
         for port in self.attachments.clone() {
             if !self.network(&port.network)?.outside.has_default_route() {
                 continue;
             }
+            let gateways = old.networks.get(&port.network).map(Network::gateways).unwrap_or_default();
             let mut has_other = [false; 2];
             for (v4, has_other) in [true, false].into_iter().zip(&mut has_other) {
-                *has_other = (host.default_routes)(&port.ns, v4)?.iter().any(|via| !is_ours(&port.ns, v4, via));
+                let is_it = |route: &&Route| route.ns == port.ns && route.dest == default_route(v4);
+                let had: Vec<IpAddr> = old.routes.iter().filter(is_it).map(|route| route.via).collect();
+                // What stands where ours was is drift, not the user's choice.
+                let had_ours = had.iter().any(|via| gateways.contains(via));
+                let is_other = |via: &Option<IpAddr>| via.is_none_or(|via| !had.contains(&via));
+                *has_other = !had_ours && (host.default_routes)(&port.ns, v4)?.iter().any(is_other);
             }
             let [has_other_v4, has_other_v6] = has_other;
             self.add_default_routes(&port, |v4| if v4 { has_other_v4 } else { has_other_v6 });

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::name::{Name, further_interfaces, inner_interface};
 use super::request::{CableRequest, RouteRequest};
 use super::state::{Cable, CableEnd, Namespace, Route, State, Subnet};
-use super::{Result, refuse};
+use super::{Result, ipam, refuse};
 pub(super) use attachment::Choice;
 pub(super) use network::MTU_IPV4;
 
@@ -66,6 +66,13 @@ impl State {
         if address_a.is_some() && address_a.map(|ip| ip.addr()) == address_b.map(|ip| ip.addr()) {
             return refuse(format_args!("cable {a}-{b}: both ends have the same address"));
         }
+        for (ns, address) in [(a, address_a), (b, address_b)] {
+            let Some(address) = address else { continue };
+            if let Some(objection) = ipam::objection_to_address(&address) {
+                return refuse(format_args!("cable {a}-{b}: address {address}: {objection}"));
+            }
+            self.check_reached_once(&format!("cable {a}-{b}"), ns, &address)?;
+        }
         let end = |ns: &Name, other: &Name, address| {
             let plain = inner_interface(ns);
             let interface = if self.has_interface(ns, &plain) { further_interfaces(ns, other).0 } else { plain };
@@ -74,6 +81,35 @@ impl State {
         let cable = Cable { a: end(a, b, address_a), b: end(b, a, address_b) };
         self.cables.push(cable.clone());
         Ok(cable)
+    }
+
+    /// Refuses an address on a new link of `ns` whose prefix is that of a link already: of two routes to the same addresses,
+    /// the namespace would use one. (A link-local prefix is each link's own.)
+    fn check_reached_once(&self, what: &str, ns: &Name, address: &IpNet) -> Result<()> {
+        if matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local()) {
+            return Ok(());
+        }
+        let ports = self.attachments.iter().filter(|port| port.ns == *ns);
+        for (port, network) in ports.filter_map(|port| Some((port, self.networks.get(&port.network)?))) {
+            let mut subnets = port.ips.iter().filter_map(|ip| network.subnet_of(*ip));
+            if let Some(subnet) = subnets.find(|subnet| ipam::overlap(&subnet.net, address)) {
+                return refuse(format_args!(
+                    "{what}: address {address} overlaps subnet {} of network {}, in which {ns} is; choose another",
+                    subnet.net, network.name
+                ));
+            }
+        }
+        let ends = self.cables.iter().flat_map(|cable| [(cable, &cable.a), (cable, &cable.b)]);
+        for (cable, had) in ends.filter(|(_, end)| end.ns == *ns).filter_map(|(cable, end)| Some((cable, end.address?)))
+        {
+            if ipam::overlap(&had, address) {
+                return refuse(format_args!(
+                    "{what}: address {address} overlaps {had}, which {ns} has by cable {}-{}; choose another",
+                    cable.a.ns, cable.b.ns
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Takes a cable away.
@@ -89,6 +125,9 @@ impl State {
         let networks =
             self.attachments.iter().filter(|port| port.ns == *ns).filter_map(|port| self.networks.get(&port.network));
         let reachable: Vec<Subnet> = networks.flat_map(|network| network.subnets.clone()).collect();
+        if ipam::is_mapped(&dest) {
+            return refuse(format_args!("route to {dest}: it stands for IPv4 addresses; say them as IPv4"));
+        }
         let of_family = |ip: &IpAddr| ip.is_ipv4() == dest.addr().is_ipv4();
         let via = match via {
             Some(via) if !of_family(&via) => {

@@ -142,6 +142,11 @@ impl Outside {
             ));
         }
         for (position, ip) in self.snat_sources.iter().enumerate() {
+            if let IpAddr::V6(v6) = ip
+                && let Some(v4) = v6.to_ipv4_mapped()
+            {
+                return refuse(format_args!("network {network}: --snat-source {ip} stands for {v4}; say that"));
+            }
             let has_family = if ip.is_ipv4() { families.0 } else { families.1 };
             if !has_family {
                 return refuse(format_args!("network {network}: --snat-source {ip}: it has no subnet of this family"));

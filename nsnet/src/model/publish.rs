@@ -152,6 +152,7 @@ impl State {
         let id = self.networks.get(&had.network).map(|network| network.id);
         let leads_to: Vec<IpAddr> = had.entries.iter().map(|entry| entry.target).collect();
         is_asked
+            && !self.is_internal(&had.network)
             && (Some(had.network_id), had.port) == (id, port.port)
             && leads_to == targets(&port.ips, had.spec.host_ip())
     }
@@ -179,23 +180,34 @@ impl State {
         in_use.map(|network| network.outside.pool()).collect()
     }
 
-    /// The attachment by which the namespace is reached: the first with an address of the family.
+    fn is_internal(&self, network: &Name) -> bool {
+        self.networks.get(network).is_some_and(|network| network.outside.internal)
+    }
+
+    /// The attachment by which the namespace is reached: the first with an address of the family. By an internal network
+    /// nobody comes in.
     fn way_to(&self, request: &PublishRequest) -> Result<&Attachment> {
         let PublishRequest { ns, network, spec } = request;
         let is_meant = |port: &&Attachment| port.ns == *ns && network.as_ref().is_none_or(|name| port.network == *name);
-        let mut ports = self.attachments.iter().filter(is_meant).peekable();
-        let Some(first) = ports.peek() else {
-            return match network {
-                None => refuse(format_args!(
+        let is_internal = |port: &&Attachment| self.is_internal(&port.network);
+        let (internal, open): (Vec<_>, Vec<_>) = self.attachments.iter().filter(is_meant).partition(is_internal);
+        let Some(first) = open.first() else {
+            return match (network, internal.first()) {
+                (_, Some(port)) => refuse(format_args!(
+                    "publish {spec} for {ns}: network {} is internal, so nothing comes in; attach {ns} to another network",
+                    port.network
+                )),
+                (None, None) => refuse(format_args!(
                     "publish {spec} for {ns}: it is in no network; `nsnet attach NETWORK {ns}` puts it into one"
                 )),
-                Some(name) => refuse(format_args!(
+                (Some(name), None) => refuse(format_args!(
                     "publish {spec} for {ns}: it is not in network {name}; `nsnet attach {name} {ns}` puts it there"
                 )),
             };
         };
         let first = first.network.clone();
-        match (ports.find(|port| !targets(&port.ips, spec.host_ip()).is_empty()), spec.host_ip()) {
+        let has_family = |port: &&Attachment| !targets(&port.ips, spec.host_ip()).is_empty();
+        match (open.iter().copied().find(has_family), spec.host_ip()) {
             (Some(port), _) => Ok(port),
             (None, ip) => {
                 let family = if ip.is_none_or(|ip| ip.is_ipv4()) { "IPv4" } else { "IPv6" };

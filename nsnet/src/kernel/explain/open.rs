@@ -16,6 +16,7 @@ use nsnet_common::wire::{IpAddress, IpProtocol, Mac};
 use super::super::dataplane::refused;
 use super::super::error::Result;
 use super::super::maps::{Maps, found};
+use super::super::pins::CLEAR;
 
 /// The maps.
 pub(super) struct OpenMaps {
@@ -128,5 +129,5 @@ pub(super) fn slot<V: Pod>(map: &Array<MapData, V>, name: &str, index: u32) -> R
 
 fn typed<M: TryFrom<Map, Error = MapError>>(open: &RefCell<impl FnMut(&str) -> Result<Map>>, name: &str) -> Result<M> {
     let map = open.borrow_mut()(name)?;
-    M::try_from(map).map_err(|error| refused(format!("open map {name}"), error))
+    M::try_from(map).map_err(|error| refused(format!("open map {name}"), error).with_remedy(CLEAR))
 }

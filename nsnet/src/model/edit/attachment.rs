@@ -43,6 +43,9 @@ impl State {
     ) -> Result<Attachment> {
         let network = self.network(&request.network)?.clone();
         let ips = self.choose_addresses(&network, request, choice)?;
+        for subnet in ips.iter().filter_map(|ip| network.subnet_of(*ip)) {
+            self.check_reached_once(&format!("attach {} to {}", request.ns, network.name), &request.ns, &subnet.net)?;
+        }
         let given = request.mac.map(|mac| self.check_mac(&network, mac)).transpose()?;
         let (inner, outer) = self.choose_interfaces(request, had)?;
         let (port, mac) = match had {

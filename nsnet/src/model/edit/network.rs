@@ -1,7 +1,5 @@
 //! Networks.
 
-use ipnet::IpNet;
-
 use crate::model::mode::{Mode, Modes};
 use crate::model::name::{Name, is_reserved, unused_end};
 use crate::model::policy::Outside;
@@ -46,7 +44,7 @@ impl State {
             return refuse(format_args!("network {name}: MTU {mtu} is below the {least} that its subnets need"));
         }
         for (other, subnet) in self.networks.values().flat_map(|other| other.subnets.iter().map(move |s| (other, s))) {
-            if let Some(new) = subnets.iter().find(|new| overlap(&new.net, &subnet.net)) {
+            if let Some(new) = subnets.iter().find(|new| ipam::overlap(&new.net, &subnet.net)) {
                 return refuse(format_args!(
                     "network {name}: subnet {} overlaps {} of network {}; choose another",
                     new.net, subnet.net, other.name
@@ -165,7 +163,7 @@ fn subnets_of(request: &NetworkRequest, had: Option<&Network>) -> Result<Vec<Sub
             let meant = if net.trunc() == *net { String::new() } else { format!("; say {}", net.trunc()) };
             return refuse(format_args!("network {name}: subnet {net}: {objection}{meant}"));
         }
-        if let Some(other) = subnets.iter().find(|other| overlap(&other.net, net)) {
+        if let Some(other) = subnets.iter().find(|other| ipam::overlap(&other.net, net)) {
             return refuse(format_args!("network {name}: subnets {} and {net} overlap", other.net));
         }
         let given = gateways.iter().position(|ip| net.contains(ip)).map(|position| gateways.remove(position));
@@ -207,8 +205,4 @@ fn describe(subnets: &[Subnet], mtu: Option<u16>, outside: &Outside, modes: Mode
     let options = [outside.to_string(), modes.to_string()].into_iter().filter(|words| !words.is_empty());
     let options: String = options.map(|words| format!(", {words}")).collect();
     format!("{}{mtu}{options}", subnets.join(", "))
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }

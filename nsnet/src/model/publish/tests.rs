@@ -307,3 +307,27 @@ fn kept_in_the_file() {
     assert!(text.contains(r#""spec":"[2001:db8::1]:8000:80/tcp""#), "{text}");
     assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
 }
+
+#[test]
+fn nothing_comes_in_by_an_internal_network() {
+    let world = World::new(&[]);
+    let mut state = state();
+    let request =
+        NetworkRequest { internal: true, ..NetworkRequest::new(name("inner"), vec!["10.2.0.0/24".parse().unwrap()]) };
+    state.add_network(&request, 1500).unwrap();
+    state.attach(&AttachRequest::new(name("inner"), name("green"))).unwrap();
+    state.attach(&AttachRequest::new(name("inner"), name("blue"))).unwrap();
+    let before = state.clone();
+    for (ns, network) in [("green", None), ("green", Some("inner")), ("blue", Some("inner"))] {
+        let refusal = world.add_by(&mut state, ns, "8080:80", network).unwrap_err().to_string();
+        assert!(refusal.contains("inner is internal"), "{refusal}");
+    }
+    assert_eq!(state, before);
+    // By another one it does, and no more when that becomes internal, too.
+    let publish = world.add(&mut state, "blue", "8080:80").unwrap();
+    assert_eq!(publish.network, name("dual"));
+    let request = PublishRequest { ns: name("blue"), network: None, spec: spec("8080:80") };
+    assert!(state.still_leads(&request, &publish));
+    state.networks.get_mut(&name("dual")).unwrap().outside.internal = true;
+    assert!(!state.still_leads(&request, &publish));
+}
