@@ -24,7 +24,7 @@ pub(super) fn attach(host: &Host, format: Format, request: &AttachRequest) -> An
             let was_known = state.attachment(&request.network, &request.ns).is_some();
             let port = state.attach(request)?;
             if !was_known {
-                check_names(state, &request.network)?;
+                check_name(state, &port)?;
                 give_default_routes(host, state, &port)?;
             }
             Ok(port)
@@ -35,9 +35,22 @@ pub(super) fn attach(host: &Host, format: Format, request: &AttachRequest) -> An
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses two names of one namespace in a network: it would have two ports there.
+/// Refuses a namespace that is in the network by another name: it would have two ports there. Asked are only those whose
+/// interface is in there: a look at all of them would make each attach longer than the last.
+fn check_name(state: &State, port: &Attachment) -> anyhow::Result<()> {
+    let Some(ns) = NetNs::find(port.ns.as_str())? else { return Ok(()) };
+    let links = Netlink::inside(&ns)?.links()?;
+    let others = state.attachments.iter().filter(|other| other.network == port.network && other.ns != port.ns);
+    let is_in_there = |other: &&Attachment| links.iter().any(|link| link.is_inner_end_of(other));
+    refuse_twice(&port.network, others.filter(is_in_there).chain([port]))
+}
+
+/// The same for all of a network.
 pub(super) fn check_names(state: &State, network: &Name) -> anyhow::Result<()> {
-    let ports = state.attachments.iter().filter(|port| port.network == *network);
+    refuse_twice(network, state.attachments.iter().filter(|port| port.network == *network))
+}
+
+fn refuse_twice<'a>(network: &Name, ports: impl Iterator<Item = &'a Attachment>) -> anyhow::Result<()> {
     if let Some((first, again)) = NetNs::same_twice(ports.map(|port| port.ns.as_str())) {
         bail!(
             "attach {again} to {network}: {first} is the same namespace by another name, and in the network already; \

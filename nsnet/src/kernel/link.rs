@@ -18,6 +18,7 @@ use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use super::error::{KernelError, Result, unless};
 use super::netlink::Netlink;
 use super::netns::NetNs;
+use crate::model::state::Attachment;
 
 /// How long the kernel may take to notice that both ends of a pair are up.
 const SETTLING: Duration = Duration::from_millis(500);
@@ -51,6 +52,13 @@ pub struct Link {
     pub peer_netnsid: Option<i32>,
     /// The kernel's number of the XDP program that is on it, native or not.
     pub xdp: Option<u32>,
+}
+
+impl Link {
+    /// Whether it looks like our end of an attachment, in the namespace. Another host may have one that looks the same.
+    pub fn is_inner_end_of(&self, port: &Attachment) -> bool {
+        self.peer_index == Some(port.port().ifindex()) && self.mac == Some(port.mac.0)
+    }
 }
 
 impl Netlink {

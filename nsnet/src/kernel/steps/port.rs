@@ -113,8 +113,7 @@ pub(super) fn detach(host: &Host, port: &Attachment, network: &Network) -> Resul
 
 /// Deletes our end in the namespace, whose other end somebody has moved out of the host.
 fn delete_inner(inside: &Netlink, port: &Attachment) -> Result<()> {
-    let is_ours = |link: &Link| link.peer_index == Some(port.port().ifindex()) && link.mac == Some(port.mac.0);
-    match inside.link(&port.inner)?.filter(is_ours) {
+    match inside.link(&port.inner)?.filter(|link| link.is_inner_end_of(port)) {
         Some(link) => inside.delete_link(link.index).map(|_was_there| ()),
         None => Ok(()),
     }
