@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 use nsnet::kernel::store::BPFFS;
 use nsnet_common::layout::{
     About, Flow, Flow4, FlowKey, FlowKey4, FlowState, LAYOUT_VERSION, MAX_PORTS, Mapping, MappingKey, NetworkId,
-    PortId, Usage, flow_flags, names,
+    PortId, Usage, flow_flags, names, whole_seconds,
 };
 use nsnet_common::wire::{IpAddress, IpProtocol};
 use serde_json::{Value, json};
@@ -39,7 +39,9 @@ impl Tables {
     fn of(bed: &Bed) -> Result<Self> {
         let cookie = bed.at("host").ns.cookie()?;
         let folder = format!("{BPFFS}/{cookie:x}_v{LAYOUT_VERSION}/maps").into();
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?.tv_sec() as u32;
+        // As the programs read it: another clock is up to a second ahead.
+        let clock = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+        let now = whole_seconds(clock.tv_sec() as u64 * 1_000_000_000 + clock.tv_nsec() as u64);
         Ok(Self { folder, now })
     }
 
