@@ -53,6 +53,13 @@ macro_rules! read {
     };
 }
 
+/// Reads the four words of an IPv6 address: each by itself, as the verifier wants it.
+macro_rules! read_v6 {
+    ($place:expr) => {
+        joined([read!($place[0]), read!($place[1]), read!($place[2]), read!($place[3])])
+    };
+}
+
 /// Writes a field of the context.
 macro_rules! write {
     ($place:expr, $value:expr) => {
@@ -101,16 +108,7 @@ impl<const V4: bool> Call<V4> {
     #[inline(always)]
     pub(crate) fn endpoint(&self) -> Endpoint {
         let ctx = self.ctx;
-        let ip = if V4 {
-            IpAddress::v4(read!((*ctx).user_ip4).to_ne_bytes())
-        } else {
-            joined([
-                read!((*ctx).user_ip6[0]),
-                read!((*ctx).user_ip6[1]),
-                read!((*ctx).user_ip6[2]),
-                read!((*ctx).user_ip6[3]),
-            ])
-        };
+        let ip = if V4 { IpAddress::v4(read!((*ctx).user_ip4).to_ne_bytes()) } else { read_v6!((*ctx).user_ip6) };
         // Network byte order in the first two bytes.
         Endpoint { ip, port: u16::from_be(read!((*ctx).user_port) as u16) }
     }
@@ -140,12 +138,7 @@ impl<const V4: bool> Call<V4> {
         is_loopback(if V4 {
             IpAddress::v4(read!((*socket).src_ip4).to_ne_bytes())
         } else {
-            joined([
-                read!((*socket).src_ip6[0]),
-                read!((*socket).src_ip6[1]),
-                read!((*socket).src_ip6[2]),
-                read!((*socket).src_ip6[3]),
-            ])
+            read_v6!((*socket).src_ip6)
         })
     }
 
@@ -154,16 +147,7 @@ impl<const V4: bool> Call<V4> {
     pub(crate) fn is_connected_to(&self, peer: Endpoint) -> bool {
         let ctx = self.ctx;
         let socket: *mut bpf_sock = read!((*ctx).__bindgen_anon_1.sk);
-        let ip = if V4 {
-            IpAddress::v4(read!((*socket).dst_ip4).to_ne_bytes())
-        } else {
-            joined([
-                read!((*socket).dst_ip6[0]),
-                read!((*socket).dst_ip6[1]),
-                read!((*socket).dst_ip6[2]),
-                read!((*socket).dst_ip6[3]),
-            ])
-        };
+        let ip = if V4 { IpAddress::v4(read!((*socket).dst_ip4).to_ne_bytes()) } else { read_v6!((*socket).dst_ip6) };
         ip == peer.ip && u16::from_be(read!((*socket).dst_port)) == peer.port
     }
 
@@ -189,12 +173,7 @@ impl<const V4: bool> Call<V4> {
                 write!((*ctx).msg_src_ip4, 0);
             }
         } else {
-            let source = joined([
-                read!((*ctx).msg_src_ip6[0]),
-                read!((*ctx).msg_src_ip6[1]),
-                read!((*ctx).msg_src_ip6[2]),
-                read!((*ctx).msg_src_ip6[3]),
-            ]);
+            let source = read_v6!((*ctx).msg_src_ip6);
             if is_loopback(source) {
                 // All but the last word are 0 already.
                 write!((*ctx).msg_src_ip6[3], 0);

@@ -13,9 +13,9 @@ use crate::kernel::observe::Scope;
 use crate::kernel::uplink;
 use crate::model::drift::Object;
 use crate::model::name::Name;
-use crate::model::policy::TimeoutKind;
 use crate::model::request::NetworkRequest;
 use crate::model::state::{Network, State};
+use crate::model::timeout::TimeoutKind;
 
 pub(super) fn run(host: &Host, format: Format, verb: &NetworkVerb) -> Answer {
     match verb {

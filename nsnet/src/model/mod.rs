@@ -19,6 +19,7 @@ pub mod publish;
 pub mod request;
 pub mod spec;
 pub mod state;
+pub mod timeout;
 pub mod traffic;
 pub mod uplink;
 

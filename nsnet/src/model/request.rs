@@ -18,11 +18,12 @@ use serde::Deserialize;
 use super::edit::{MTU_IPV4, default_route};
 use super::mode::{Mode, Modes};
 use super::name::Name;
-use super::policy::{Filtering, Outside, Timeout, UplinkChoice};
+use super::policy::{Filtering, Outside, UplinkChoice};
 use super::ports::PortRange;
 use super::publish::PublishRequest;
 use super::spec::Spec;
 use super::state::mac_text;
+use super::timeout::Timeout;
 
 /// A namespace, visible to `ip netns`. One that is there already is adopted: nsnet will not delete it
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
