@@ -197,7 +197,7 @@ fn an_overlap_that_comes_later() -> Result<()> {
     let bed = Outside::new()?;
     let agent = Agent::start(&bed.lab, "")?;
     bed.ip("host", "addr add 192.168.15.77/32 dev uplink")?;
-    agent.wait_for_reason("what overlaps subnet 192.168.15.0/24: 192.168.15.77/32")?;
+    agent.wait_for_reason("overlap of subnet 192.168.15.0/24 with 192.168.15.77/32")?;
     let status = bed.lab.try_nsnet("-o json status")?;
     assert_eq!(status.status.code(), Some(1));
     let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;

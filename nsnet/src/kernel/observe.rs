@@ -168,7 +168,7 @@ impl Look<'_> {
             self.at(Object::OfHost(format!("way to network {}", network.name)), |_look| {
                 let overlap = overlap(network, &addresses, &routes);
                 let what =
-                    |it: Overlap| Difference::extra(format_args!("what overlaps subnet {}:", it.subnet), it.other);
+                    |it: Overlap| Difference::extra(format_args!("overlap of subnet {} with", it.subnet), it.other);
                 Ok(overlap.map(what).into_iter().collect())
             })?;
         }

@@ -45,7 +45,7 @@ pub struct NetworkRequest {
     #[schemars(schema_with = "text::prefixes")]
     pub subnet: Vec<IpNet>,
     /// The host's addresses; the last usable one of each subnet when left out
-    #[arg(long, num_args = 1.., value_name = "IP")]
+    #[arg(long, num_args = 1.., value_name = "IP", value_parser = address)]
     #[serde(default, deserialize_with = "text::one_or_more")]
     #[schemars(schema_with = "text::addresses")]
     pub gateway: Vec<IpAddr>,
@@ -76,7 +76,7 @@ pub struct NetworkRequest {
     #[arg(long, value_name = "LOW-HIGH")]
     pub snat_ports: Option<PortRange>,
     /// Source addresses of masqueraded packets, one of each family; those of the interface they leave by when left out
-    #[arg(long, num_args = 1.., value_name = "IP")]
+    #[arg(long, num_args = 1.., value_name = "IP", value_parser = address)]
     #[serde(default, deserialize_with = "text::one_or_more")]
     #[schemars(schema_with = "text::addresses")]
     pub snat_source: Vec<IpAddr>,
@@ -113,7 +113,7 @@ pub struct AttachRequest {
     /// The namespace
     pub ns: Name,
     /// Addresses; the lowest free one of each family when left out
-    #[arg(long, num_args = 1.., value_name = "IP")]
+    #[arg(long, num_args = 1.., value_name = "IP", value_parser = address)]
     #[serde(default, deserialize_with = "text::one_or_more")]
     #[schemars(schema_with = "text::addresses")]
     pub ip: Vec<IpAddr>,
@@ -175,7 +175,7 @@ pub struct RouteRequest {
     #[serde(skip)]
     pub word: Option<String>,
     /// The next hop; the gateway of the namespace's network when left out
-    #[arg(value_name = "GATEWAY")]
+    #[arg(value_name = "GATEWAY", value_parser = address)]
     pub via: Option<IpAddr>,
 }
 
@@ -321,6 +321,14 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     })
 }
 
+/// An address without one.
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_not_one| match text.parse::<IpNet>() {
+        Ok(net) => format!("an address has no prefix length here; say {}", net.addr()),
+        Err(_) => "say an address, such as 192.168.15.1 or fd15::1".to_owned(),
+    })
+}
+
 fn yes() -> bool {
     true
 }
@@ -342,6 +350,13 @@ mod tests {
             assert_eq!(prefix(text), Err(told.to_owned()), "{text}");
         }
         assert!(prefix("10.1.0.1/24").is_ok(), "an end of a cable has such an address");
+    }
+
+    #[test]
+    fn what_is_too_much_of_an_address_is_said() {
+        assert_eq!(address("fd15::1"), Ok("fd15::1".parse().unwrap()));
+        assert_eq!(address("10.1.0.1/24"), Err("an address has no prefix length here; say 10.1.0.1".to_owned()));
+        assert!(address("10.1.0").is_err_and(|told| told.starts_with("say an address")));
     }
 
     #[test]
