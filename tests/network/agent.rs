@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
+use nsnet::kernel::capabilities::NEEDED;
 use nsnet::kernel::netlink::Netlink;
 use nsnet::kernel::store::RUN;
 use nsnet::lab::{TcpServer, UdpEcho, UdpOutcome, tcp, udp};
@@ -102,7 +103,7 @@ fn it_keeps_few_capabilities() -> Result<()> {
     let agent = Agent::start(&bed.lab, "")?;
     // Answering starts a thread, too.
     agent.figures()?;
-    let kept = nsnet::agent::NEEDED.iter().chain(&nsnet::agent::USEFUL);
+    let kept = NEEDED.iter().chain(&nsnet::agent::USEFUL);
     let kept = kept.fold(0, |kept, (capability, _)| kept | capability.bitmask());
     let threads: Vec<_> = fs::read_dir(format!("/proc/{}/task", agent.pid()))?.collect::<Result<_, _>>()?;
     assert!(threads.len() >= 2, "{threads:?}");
@@ -114,7 +115,7 @@ fn it_keeps_few_capabilities() -> Result<()> {
         }
         assert_eq!((set("CapInh")?, set("CapAmb")?), (0, 0), "{status:?}");
         assert_eq!(status_line(&status, "NoNewPrivs")?, "1");
-        let needed = nsnet::agent::NEEDED.iter().fold(0, |needed, (capability, _)| needed | capability.bitmask());
+        let needed = NEEDED.iter().fold(0, |needed, (capability, _)| needed | capability.bitmask());
         assert_eq!(set("CapEff")? & needed, needed);
     }
     // And with these it can do its work.

@@ -301,6 +301,42 @@ fn people_who_are_not_root_get_one_line() -> Result<()> {
     red_is_attached(&lab)
 }
 
+/// Root, but without one of the capabilities, as in many containers: refused before anything is changed that could not be
+/// taken back either.
+#[test]
+fn without_a_capability_nothing_is_begun() -> Result<()> {
+    let lab = host()?;
+    for line in [NETWORK, ATTACH] {
+        lab.nsnet(line)?;
+    }
+    let (host, red, blue) = (lab.name("host"), lab.name("red"), lab.name("blue"));
+    let before = World::of(&lab)?;
+    let verbs: [&[&str]; 9] = [
+        &["ns", "add", "x"],
+        &["network", "add", "n1", "--subnet", "10.1.0.0/24"],
+        &["network", "del", "v-net-0", "--force"],
+        &["attach", "v-net-0", &blue],
+        &["detach", "v-net-0", &red],
+        &["route", "add", &red, "10.0.0.0/8", "via", "192.168.15.254"],
+        &["masquerade", "on", "v-net-0"],
+        &["publish", "add", &red, "8080:80"],
+        &["down"],
+    ];
+    for (without, name) in [("-net_admin", "CAP_NET_ADMIN"), ("-sys_admin", "CAP_SYS_ADMIN")] {
+        for verb in verbs {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", without, "--inh-caps", without, "--"]).arg(binary());
+            let output = command.args(["--host-ns", &host]).args(verb).output();
+            let output = output.context("this test needs `setpriv` of util-linux")?;
+            ensure!(output.status.code() == Some(1), "{verb:?} without {name}: {output:?}");
+            let said = complaint(&output)?;
+            ensure!(said.contains(name), "{verb:?} without {name}: {said}");
+        }
+    }
+    ensure!(World::of(&lab)? == before, "something was changed");
+    red_is_attached(&lab)
+}
+
 #[test]
 fn folders_of_others_are_not_used() -> Result<()> {
     let mut lab = lab()?;

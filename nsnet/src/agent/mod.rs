@@ -38,7 +38,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::kernel::host::Host;
 use crate::kernel::monitor::{Change, Changes, Monitor};
-pub use privileges::{NEEDED, USEFUL};
+pub use privileges::USEFUL;
 pub use repair::OnDrift;
 
 use follow::judge;

@@ -4,13 +4,9 @@ use anyhow::{Context as _, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 
-/// What the agent cannot do without, each with the reason.
-pub const NEEDED: [(Capability, &str); 2] = [
-    (Capability::CAP_SYS_ADMIN, "enter network namespaces, look at programs and links by their number"),
-    (Capability::CAP_NET_ADMIN, "change interfaces, addresses, routes and their settings, attach programs"),
-];
+use crate::kernel::capabilities::NEEDED;
 
-/// What it keeps beside that, if it has it.
+/// What it keeps beside [`NEEDED`], if it has it.
 pub const USEFUL: [(Capability, &str); 3] = [
     (Capability::CAP_BPF, "read and write maps"),
     (Capability::CAP_PERFMON, "load programs as the verifier takes them from root"),

@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
+use caps::Capability;
 use serde_json::json;
 
 use super::mode::{self, Forwarded};
 use super::output::{self, Format, Table, with_progress};
 use super::{Answer, bypassed};
+use crate::kernel::capabilities::{self, NEEDED};
 use crate::kernel::cgroup;
 use crate::kernel::error::Result;
 use crate::kernel::features::{Features, WITHOUT};
@@ -105,18 +107,13 @@ fn kernel() -> Check {
     ("kernel", Finding::Ok, release.trim().to_owned())
 }
 
-/// Capabilities by their bit in /proc/self/status (include/uapi/linux/capability.h).
 fn capabilities() -> Check {
-    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(bit, _)| effective & (1 << bit) == 0).map(|(_, name)| *name).collect();
-    if missing.is_empty() {
-        ("capabilities", Finding::Ok, NEEDED.map(|(_, name)| name).join(" "))
-    } else {
-        ("capabilities", Finding::Missing, format!("{}; run as root", missing.join(" ")))
+    let names =
+        |some: &[(Capability, &str)]| some.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" ");
+    match capabilities::missing() {
+        Ok(missing) if missing.is_empty() => ("capabilities", Finding::Ok, names(&NEEDED)),
+        Ok(missing) => ("capabilities", Finding::Missing, format!("{}; run as root", names(&missing))),
+        Err(error) => ("capabilities", Finding::Missing, error.to_string()),
     }
 }
 

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::cgroup;
 use super::dataplane::refused;
-use super::error::Result;
+use super::error::{KernelError, Result};
 
 /// The kernel's abilities that change what we do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub struct Features {
 /// Features named here, separated by commas, are treated as missing: that is how the fall-backs are tested.
 pub const WITHOUT: &str = "NSNET_WITHOUT";
 
+/// What can be named.
+const SWITCHES: [&str; 6] = ["tcx", "redirect_peer", "peer_scrubs", "fib_source", "cgroup", "set_retval"];
+
 impl Features {
     /// What the kernel has, less what [`WITHOUT`] names. What cannot be found out counts as missing.
     pub fn probe() -> Self {
@@ -48,7 +51,12 @@ impl Features {
             })
         };
         let without = std::env::var(WITHOUT).unwrap_or_default();
-        let allowed = |name: &str| !without.split(',').any(|missing| missing.trim() == name);
+        let without: Vec<&str> = without.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+        if let Some(unknown) = without.iter().find(|name| !SWITCHES.contains(name)) {
+            let why = format!("there is no {unknown:?} to do without, but {}", SWITCHES.join(", "));
+            settled(Err(KernelError::refused(format!("read {WITHOUT}"), why)));
+        }
+        let allowed = |name: &str| !without.contains(&name);
         let found = Self {
             tcx: allowed("tcx") && settled(has_tcx()),
             redirect_peer: allowed("redirect_peer")

@@ -5,6 +5,7 @@ pub mod alive;
 pub mod announce;
 pub mod batch;
 mod bpf;
+pub mod capabilities;
 pub mod capture;
 pub mod cgroup;
 pub mod clock;

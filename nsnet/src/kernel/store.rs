@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use super::capabilities;
 use super::error::{Doing as _, KernelError, Result};
 use super::file;
 use super::lock::{Lock, Sharing};
@@ -61,6 +62,7 @@ impl Store {
 
     /// The files of `host`, held against all other verbs until dropped. `on_wait` is told when that takes over a second.
     pub fn locked(host: &str, on_wait: fn(&str)) -> Result<Self> {
+        capabilities::check()?;
         prepare_folder()?;
         let lock = Lock::taken(&lock_path(host), Sharing::Alone, on_wait).map_err(not_writable)?;
         Self::swept(Self::with(host, lock)?)
@@ -68,6 +70,7 @@ impl Store {
 
     /// The same without waiting: `None` when another verb holds it.
     pub fn locked_if_free(host: &str) -> Result<Option<Self>> {
+        capabilities::check()?;
         prepare_folder()?;
         let lock = Lock::if_free(&lock_path(host), Sharing::Alone).map_err(not_writable)?;
         lock.map(|lock| Self::with(host, Some(lock)).and_then(Self::swept)).transpose()

@@ -20,8 +20,8 @@ pub(super) fn check_free(netlink: &Netlink, name: &str, port: PortId, around: &A
 }
 
 pub(super) fn taken(name: &str) -> KernelError {
-    KernelError::refused(format!("create interface {name}"), "there is one of this name that is not ours")
-        .with_remedy("rename or delete it, or choose another name")
+    KernelError::refused(format!("create interface {name}"), "the host has one of this name")
+        .with_remedy("choose another name")
 }
 
 /// Sets an interface's MTU, and its MAC where that is ours to choose.
