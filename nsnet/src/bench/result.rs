@@ -171,6 +171,28 @@ pub struct Figure {
     pub value: f64,
 }
 
+/// Something in which another way is better than nsnet.
+#[derive(Clone, Debug)]
+pub(super) struct Loss {
+    /// In what.
+    pub(super) what: String,
+    /// Than whom.
+    pub(super) to: Peer,
+    /// How many times.
+    pub(super) times: f64,
+    /// What was found.
+    pub(super) found: Lost,
+}
+
+/// What a loss is told by.
+#[derive(Clone, Debug)]
+pub(super) enum Lost {
+    /// How much of the other's nsnet has.
+    Blocks(Ratio),
+    /// Two figures, ours and theirs, as people read them.
+    Figures(String, String),
+}
+
 /// What a figure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -246,14 +268,33 @@ impl Cell {
         format!("{}: {}{point}", self.way.name(), self.load.name())
     }
 
-    /// Peers that are faster than nsnet by more than the noise, with how much of theirs nsnet has. The direct veth is
-    /// not one of them: it is the limit, not another way to do it.
-    pub fn lost_to(&self) -> Vec<(Peer, Ratio)> {
-        let Some(noise) = self.noise(Measure::Rate).or_else(|| Ratio::of(&[1.0, 1.0], SEED)) else { return Vec::new() };
-        let others = self.rows.iter().map(|row| row.peer);
-        let others = others.filter(|peer| !peer.is_nsnet() && !matches!(peer, Peer::Direct | Peer::DirectAgain));
-        let ratios = others.filter_map(|peer| Some((peer, self.ratio(Measure::Rate, Peer::Nsnet, peer)?)));
-        ratios.filter(|(_, ratio)| ratio.median < 1.0 && ratio.differs(&noise)).collect()
+    /// Where other peers are better than nsnet by more than the noise, in what people see of a cell. The direct veth is not
+    /// one of them: it is the limit, not another way to do it.
+    fn losses(&self) -> Vec<Loss> {
+        [Measure::Rate, Measure::TripP99, Measure::Cpu]
+            .into_iter()
+            // Of streams the sender does only a part.
+            .filter(|measure| *measure != Measure::Cpu || self.load.is_packets())
+            .flat_map(|measure| self.lost_to(measure).map(move |(peer, ratio)| (measure, peer, ratio)))
+            .map(|(measure, peer, ratio)| {
+                let (of, times) = match measure {
+                    Measure::TripP99 => (", p99", ratio.median),
+                    Measure::Cpu => (", sender's CPU time", ratio.median),
+                    _ => ("", 1.0 / ratio.median),
+                };
+                Loss { what: format!("{}{of}", self.title()), to: peer, times, found: Lost::Blocks(ratio) }
+            })
+            .collect()
+    }
+
+    fn lost_to(&self, measure: Measure) -> impl Iterator<Item = (Peer, Ratio)> {
+        let noise = self.noise(measure).or_else(|| Ratio::of(&[1.0, 1.0], SEED));
+        let others = self.rows.iter().map(|row| row.peer).filter(|peer| peer.is_another_way());
+        let ratios = others.filter_map(move |peer| Some((peer, self.ratio(measure, Peer::Nsnet, peer)?)));
+        ratios.filter(move |(_, ratio)| {
+            let is_worse = if measure == Measure::Rate { ratio.median < 1.0 } else { ratio.median > 1.0 };
+            is_worse && noise.is_some_and(|noise| ratio.differs(&noise))
+        })
     }
 }
 
@@ -399,6 +440,18 @@ impl Quantity {
     }
 }
 
+impl Figure {
+    /// The value as the quantity's name has it.
+    pub(super) fn show(&self) -> String {
+        self.of.show(self.value)
+    }
+
+    /// Whether it is surely less than another. Nothing at all is what a measurement of memory failed to see.
+    fn is_below(&self, other: &Figure) -> bool {
+        self.value > 0.0 && self.value < other.value
+    }
+}
+
 impl Results {
     /// The cell of a way and load that is on no scaling curve.
     pub fn cell(&self, way: Way, load: Load) -> Option<&Cell> {
@@ -417,6 +470,24 @@ impl Results {
             cells.sort_by_key(|cell| cell.point.map(|point| point.count));
         }
         curves.into_values().collect()
+    }
+
+    /// Where another way is better than nsnet, the largest loss first.
+    pub(super) fn losses(&self) -> Vec<Loss> {
+        let mut losses: Vec<Loss> = self.cells.iter().flat_map(Cell::losses).collect();
+        for ours in self.figures.iter().filter(|figure| figure.peer == Peer::Nsnet) {
+            let of_same = self.figures.iter().filter(|other| other.of == ours.of && other.count == ours.count);
+            for theirs in of_same.filter(|other| other.peer.is_another_way() && other.is_below(ours)) {
+                losses.push(Loss {
+                    what: format!("{}, {}", ours.of.name(), ours.count),
+                    to: theirs.peer,
+                    times: ours.value / theirs.value,
+                    found: Lost::Figures(ours.show(), theirs.show()),
+                });
+            }
+        }
+        losses.sort_by(|a, b| b.times.total_cmp(&a.times));
+        losses
     }
 
     /// A figure of a peer, the one with the largest count.

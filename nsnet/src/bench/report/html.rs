@@ -2,8 +2,8 @@
 
 use super::super::goals::Judged;
 use super::super::peer::{Peer, Way};
-use super::super::result::{Cell, Results};
-use super::markdown::{capital, cells_of, columns, losses, nanoseconds, show};
+use super::super::result::{Cell, Loss, Results};
+use super::markdown::{NO_LOSS, capital, cells_of, columns, lost_by, nanoseconds, show};
 use super::plot::{self, Bar, Line};
 use super::{blocks, circumstances, machine, summary};
 use crate::lab::Measure;
@@ -42,14 +42,12 @@ pub fn html(results: &Results, goals: &[Judged]) -> String {
 }
 
 fn lost(results: &Results) -> String {
-    let losses = losses(results);
+    let losses = results.losses();
     if losses.is_empty() {
-        return "<h2>Where nsnet loses</h2>\n<p>In no cell is another way faster than nsnet by more than the noise. \
-                The direct veth is the limit, not another way.</p>\n"
-            .to_owned();
+        return format!("<h2>Where nsnet loses</h2>\n<p>{NO_LOSS}</p>\n");
     }
-    let items = losses.into_iter().map(|(title, peer, ratio)| {
-        format!("<li>{}: <b>{}</b> of {}</li>\n", escape(&title), show(&ratio), escape(peer.name()))
+    let items = losses.into_iter().map(|Loss { what, to, times, found }| {
+        format!("<li>{}: {}</li>\n", escape(&what), escape(&lost_by(&found, times, to)))
     });
     format!("<h2>Where nsnet loses</h2>\n<ul>\n{}</ul>\n", items.collect::<String>())
 }
@@ -158,7 +156,7 @@ fn figures(results: &Results) -> String {
         return String::new();
     }
     let rows = results.figures.iter().map(|figure| {
-        let (name, value) = (figure.of.name(), figure.of.show(figure.value));
+        let (name, value) = (figure.of.name(), figure.show());
         let peer = escape(figure.peer.name());
         format!("<tr><td>{name}</td><td>{}</td><td>{peer}</td><td>{value}</td></tr>\n", figure.count)
     });
