@@ -13,6 +13,7 @@
 mod family;
 pub mod goals;
 mod inject;
+mod memory;
 mod outer;
 pub mod peer;
 mod plan;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::memory::Memory;
 use super::peer::{Peer, Way};
 use crate::lab::compare::Sample;
 use crate::lab::stats::median;
@@ -169,6 +170,9 @@ pub struct Figure {
     pub count: u64,
     /// In the quantity's unit.
     pub value: f64,
+    /// Where that lies at the least and at the most, of a difference between two readings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<[f64; 2]>,
 }
 
 /// Something in which another way is better than nsnet.
@@ -435,20 +439,41 @@ impl Quantity {
     pub fn show(self, value: f64) -> String {
         match self {
             Quantity::AttachTime | Quantity::PublishTime => format!("{:.1}", value * 1e3),
-            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory => format!("{value:.0}"),
+            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory if value.abs() >= 10.0 => {
+                format!("{value:.0}")
+            }
+            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory => format!("{value:.1}"),
         }
     }
 }
 
 impl Figure {
-    /// The value as the quantity's name has it.
-    pub(super) fn show(&self) -> String {
-        self.of.show(self.value)
+    /// What `count` objects took of the kernel's memory, for each of them.
+    pub(super) fn memory(of: Quantity, peer: Peer, count: u64, memory: Memory) -> Figure {
+        let (value, range) = memory.for_each_of(count);
+        Figure { of, peer, count, value, range: Some(range) }
     }
 
-    /// Whether it is surely less than another. Nothing at all is what a measurement of memory failed to see.
+    /// The value, and its range, as the quantity's name has it.
+    pub(super) fn show(&self) -> String {
+        let value = self.of.show(self.value);
+        match self.range {
+            Some([low, high]) if low < high => format!("{value} [{}, {}]", self.of.show(low), self.of.show(high)),
+            _ => value,
+        }
+    }
+
+    /// Whether nothing was seen of what should be there: what others gave back was more, or as much. Reports of old have no
+    /// range, and nothing where there was less than nothing.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.range.map_or(self.value <= 0.0, |[_, high]| high < 0.0)
+    }
+
+    /// Whether it is surely less than another.
     fn is_below(&self, other: &Figure) -> bool {
-        self.value > 0.0 && self.value < other.value
+        let (most, least) =
+            (self.range.map_or(self.value, |[_, high]| high), other.range.map_or(other.value, |[low, _]| low));
+        self.value > 0.0 && most < least
     }
 }
 

@@ -253,14 +253,15 @@ impl Run<'_> {
         let size = scale::size(Some(point));
         let sites = self.build(&peers, size)?;
         for (peer, site) in &sites {
-            let mut figure = |of, count, value| self.figures.push(Figure { of, peer: *peer, count, value });
+            let mut figure =
+                |of, count, value| self.figures.push(Figure { of, peer: *peer, count, value, range: None });
             if size.others > 0 && *peer != Peer::Direct {
                 figure(Quantity::AttachTime, size.others.into(), site.attached_in.as_secs_f64());
             }
             if point.axis == Axis::Ports && *peer != Peer::Direct {
                 figure(Quantity::PublishTime, point.count, site.published_in.as_secs_f64());
                 if point.count >= MANY {
-                    figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
+                    self.figures.push(Figure::memory(Quantity::PortMemory, *peer, point.count, site.published_memory));
                 }
             }
         }
@@ -296,7 +297,7 @@ impl Run<'_> {
             self.clock.begin(format!("{flows} flows: {}, {}", of.name(), peer.name()))?;
             self.clock.advance(ESTABLISH * flows as u32)?;
             match scale::flow_memory(site, way, &mut self.injector, flows as u32) {
-                Ok(value) => self.figures.push(Figure { of, peer, count: flows, value }),
+                Ok(memory) => self.figures.push(Figure::memory(of, peer, flows, memory)),
                 Err(error) => self.leave_out_unless_ended(self.clock.what.clone(), &error)?,
             }
         }

@@ -5,6 +5,7 @@ use nsnet_common::bench::{ECHO, SINK, Template};
 
 use super::family::ONLY_V4;
 use super::inject::{self, Injector, Series, TRIAL, Turn};
+use super::memory::Memory;
 use super::peer::{Peer, Way};
 use super::plan::Effort;
 use super::result::{Axis, Cell, Load, Point};
@@ -172,25 +173,15 @@ fn series(what: &What, length: usize) -> Series {
     }
 }
 
-/// Kernel memory in bytes that is neither a process's nor given back on demand.
-pub(super) fn kernel_memory() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
-    };
-    Ok(of("SUnreclaim") + of("VmallocUsed") + of("Percpu"))
-}
-
-/// How much kernel memory each of `flows` established flows on `way` takes.
-pub(super) fn flow_memory(site: &Site, way: Way, injector: &mut Injector, flows: u32) -> Result<f64> {
+/// How much kernel memory `flows` established flows on `way` take.
+pub(super) fn flow_memory(site: &Site, way: Way, injector: &mut Injector, flows: u32) -> Result<Memory> {
     let what =
         What { way, load: Load::Injected64, point: Some(Point { axis: Axis::Flows, count: flows.into() }), blocks: 0 };
     let attached = injector.attached();
-    let before = kernel_memory()?;
+    let before = Memory::read()?;
     let filled = fill(&what, site, injector);
-    let after = kernel_memory()?;
+    let after = Memory::read()?;
     injector.detach_to(attached)?;
     filled?;
-    Ok(after.saturating_sub(before) as f64 / f64::from(flows))
+    Ok(after.since(before))
 }

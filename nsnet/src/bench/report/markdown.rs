@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_was_measured_once_can_be_lost_too() {
         use super::super::super::result::{Figure, Quantity};
-        let attached = |peer, count, value| Figure { of: Quantity::AttachTime, peer, count, value };
+        let attached = |peer, count, value| Figure { of: Quantity::AttachTime, peer, count, value, range: None };
         let mut results = example();
         results.cells.truncate(1);
         results.cells[0].rows.retain(|row| row.peer != Peer::Macvlan);

@@ -132,7 +132,13 @@ pub(in crate::bench) fn example() -> Results {
             scaled(2, 100e3, 180e3),
             scaled(1_000, 100e3, 179e3),
         ],
-        figures: vec![Figure { of: Quantity::FlowMemory, peer: Peer::Nsnet, count: 100_000, value: 256.0 }],
+        figures: vec![Figure {
+            of: Quantity::FlowMemory,
+            peer: Peer::Nsnet,
+            count: 100_000,
+            value: 256.0,
+            range: None,
+        }],
         left_out: vec![LeftOut { what: "iperf3".into(), why: "there is no iperf3".into() }],
         interrupted: false,
     }

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 
 use super::{Member, Site, Size, Step, UPLINK, ports};
 use crate::bench::family::{BOTH, Family};
+use crate::bench::memory::Memory;
 use crate::bench::peer::Peer;
 use crate::bench::proxy::Proxy;
 use crate::bench::rules::Rules;
-use crate::bench::scale::kernel_memory;
 use crate::bench::tool;
 use crate::kernel::ethtool::{Ethtool, Switch};
 use crate::kernel::netlink::Netlink;
@@ -62,18 +62,18 @@ impl Size {
 /// What publishing takes.
 struct Publishing {
     begun: Instant,
-    memory: u64,
+    memory: Memory,
 }
 
 impl Publishing {
     fn begin() -> Result<Publishing> {
-        Ok(Publishing { memory: kernel_memory()?, begun: Instant::now() })
+        Ok(Publishing { memory: Memory::read()?, begun: Instant::now() })
     }
 
-    /// Time, and bytes of kernel memory.
-    fn end(self) -> Result<(Duration, f64)> {
+    /// Time and kernel memory.
+    fn end(self) -> Result<(Duration, Memory)> {
         let time = self.begun.elapsed();
-        Ok((time, kernel_memory()?.saturating_sub(self.memory) as f64))
+        Ok((time, Memory::read()?.since(self.memory)))
     }
 }
 
@@ -84,7 +84,7 @@ impl Site {
             peer,
             attached_in,
             published_in,
-            published_memory: 0.0,
+            published_memory: Memory::default(),
             families: BOTH,
             _proxy: None,
             lab,
