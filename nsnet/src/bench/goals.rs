@@ -117,13 +117,15 @@ struct Goals<'a> {
 impl Goals<'_> {
     fn add(&mut self, goal: impl Into<String>, wanted: Bound, found: Option<impl Into<Found>>) {
         let found = found.map(Into::into);
-        let met = found.map(|found| wanted.is_met(found));
+        let met = found.map(|found: Found| wanted.is_met(found));
         self.judged.push(Judged { goal: goal.into(), wanted, found, met, obstacle: None });
+        let has_no_interval = found.is_some_and(|found| found.high.is_infinite());
+        self.withdraw(has_no_interval.then(|| "one block has no interval".to_owned()));
     }
 
     /// Why the goal added last could not be measured here. It says nothing when it was.
     fn unless(&mut self, obstacle: Option<String>) {
-        if let Some(goal) = self.judged.last_mut().filter(|goal| goal.met.is_none()) {
+        if let Some(goal) = self.judged.last_mut().filter(|goal| goal.found.is_none()) {
             goal.obstacle = obstacle;
         }
     }
@@ -243,7 +245,9 @@ impl Goals<'_> {
         let figure = self.results.figure(of, Peer::Nsnet).filter(|figure| figure.count >= MANY);
         self.add(goal, wanted, figure);
         let hidden = figure.filter(|figure| figure.is_hidden());
-        self.withdraw(hidden.map(|_| "others gave back as much of the machine's memory meanwhile, or more".to_owned()));
+        self.withdraw(hidden.map(|_| {
+            "the machine's kernel memory did not grow meanwhile: what others gave back may hide it".to_owned()
+        }));
     }
 
     /// A point of a curve.
@@ -315,7 +319,17 @@ mod tests {
         assert_eq!(met(0.0, None), None, "it was cut off at nothing");
         assert_eq!((met(-3.0, Some([-4.0, -2.0])), met(0.0, Some([-1.0, 1.0]))), (None, Some(true)));
         assert_eq!((met(280.0, Some([270.0, 288.0])), met(280.0, Some([270.0, 290.0]))), (Some(true), Some(false)));
-        assert!(judged(0.0, None).obstacle.is_some_and(|why| why.starts_with("others gave back")));
+        assert!(judged(0.0, None).obstacle.is_some_and(|why| why.contains("did not grow")));
+    }
+
+    #[test]
+    fn one_block_meets_and_misses_nothing() {
+        let mut results = crate::bench::report::example();
+        results.cells.iter_mut().flat_map(|cell| &mut cell.rows).for_each(|row| row.rate.truncate(1));
+        let judged = judge(&results);
+        let goal = judged.iter().find(|goal| goal.goal == "UDP 64 B, receiver waits, vs direct veth").unwrap();
+        assert_eq!((goal.met, goal.found.map(|found| found.median)), (None, Some(0.95)));
+        assert_eq!(goal.obstacle.as_deref(), Some("one block has no interval"));
     }
 
     #[test]

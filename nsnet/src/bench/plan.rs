@@ -169,6 +169,19 @@ impl Effort {
 }
 
 impl Selection {
+    /// Choices that lead to no measurement: no task or curve has them together with the others.
+    pub(super) fn in_vain(&self, tasks: &[Task], curves: &[Curve]) -> Vec<&'static str> {
+        let planned = || {
+            let tasks = tasks.iter().map(|task| (task.way, task.load, &task.peers));
+            tasks.chain(curves.iter().map(|curve| (curve.way, curve.load, &curve.peers)))
+        };
+        let ways = self.ways.iter().filter(|chosen| !planned().any(|(way, ..)| way == **chosen)).map(|way| way.name());
+        let loads =
+            self.loads.iter().filter(|chosen| !planned().any(|(_, load, _)| load == **chosen)).map(|load| load.name());
+        let peers = self.peers.iter().filter(|chosen| !planned().any(|(.., peers)| peers.contains(chosen)));
+        ways.chain(loads).chain(peers.map(|peer| peer.name())).collect()
+    }
+
     /// How many blocks, where `planned` are when the user does not say.
     fn blocks(&self, planned: usize) -> usize {
         self.blocks.map_or(planned, usize::from)
@@ -242,6 +255,23 @@ mod tests {
         let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 24 };
         assert_eq!(Effort::Full.tasks(&selection), [task]);
         assert!(Effort::Full.curves(&selection).is_empty());
+    }
+
+    #[test]
+    fn what_is_chosen_in_vain_is_known() {
+        let in_vain = |selection: Selection, effort: Effort| {
+            selection.in_vain(&effort.tasks(&selection), &effort.curves(&selection)).join("; ")
+        };
+        let peers = vec![Peer::Macvlan, Peer::Bridge, Peer::Nsnet];
+        let frames = Selection { loads: vec![Load::Injected64], peers, ..Selection::default() };
+        assert_eq!(in_vain(frames, Effort::Full), "macvlan bridge mode");
+        let of_curves = Selection { loads: vec![Load::ArpRequests], ..Selection::default() };
+        assert_eq!(in_vain(of_curves.clone(), Effort::Quick), "");
+        assert_eq!(in_vain(Selection { no_curves: true, ..of_curves }, Effort::Quick), "injected ARP requests");
+        let loads = vec![Load::Tcp, Load::Injected64];
+        let host = Selection { ways: vec![Way::NsToHost], loads, ..Selection::default() };
+        assert_eq!(in_vain(host, Effort::Full), "injected, 64 B");
+        assert_eq!(in_vain(Selection::default(), Effort::Quick), "");
     }
 
     #[test]

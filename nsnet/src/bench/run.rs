@@ -67,6 +67,9 @@ pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -
         left_out: Vec::new(),
     };
     run.tell_missing();
+    for choice in selection.in_vain(&tasks, &curves) {
+        run.leave_out(choice.to_owned(), "nothing is measured of it together with what else was chosen".to_owned());
+    }
     // What fails is left out where it does: only the user ends a run before its end.
     let ended = run.tasks(&tasks).and_then(|()| run.curves(&curves));
     let interrupted = ended.is_err();

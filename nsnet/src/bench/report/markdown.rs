@@ -51,7 +51,7 @@ pub(super) fn lost_by(found: &Lost, times: f64, to: Peer) -> String {
     match found {
         Lost::Blocks(ratio) => format!("{} of {}", show(ratio), to.name()),
         Lost::Figures(ours, theirs) => {
-            format!("{times:.2} of {}, {ours} to {theirs}, measured once", to.name())
+            format!("{times:.2} times {}, {ours} to {theirs}, measured once", to.name())
         }
     }
 }
@@ -126,18 +126,24 @@ fn curves(text: &mut String, results: &Results) {
     for curve in curves {
         let Some((first, point)) = curve.first().and_then(|cell| Some((cell, cell.point?))) else { continue };
         line(text, &format!("### {}: {}, by {}\n", first.way.name(), first.load.name(), point.axis.name()));
-        let peers: Vec<Peer> = first.rows.iter().map(|row| row.peer).filter(|peer| *peer != Peer::Direct).collect();
-        let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+        let (names, rows) = ratios(&curve);
         line(text, &format!("| {} | {} |", point.axis.name(), names.join(" | ")));
-        line(text, &format!("|---|{}", "---|".repeat(peers.len())));
-        for cell in curve {
-            let count = cell.point.map_or(0, |point| point.count);
-            let ratio = |peer: &Peer| cell.ratio(Measure::Rate, *peer, Peer::Direct);
-            let ratios = peers.iter().map(|peer| ratio(peer).map_or_else(|| "–".to_owned(), |ratio| show(&ratio)));
-            line(text, &format!("| {count} | {} |", ratios.collect::<Vec<_>>().join(" | ")));
-        }
+        line(text, &format!("|---|{}", "---|".repeat(names.len())));
+        rows.iter().for_each(|(count, ratios)| line(text, &format!("| {count} | {} |", ratios.join(" | "))));
         line(text, "");
     }
+}
+
+/// A curve in numbers: its peers, and their ratios to the direct veth at each count.
+pub(super) fn ratios(curve: &[&Cell]) -> (Vec<&'static str>, Vec<(u64, Vec<String>)>) {
+    let all = curve.first().map_or(&[][..], |cell| &cell.rows);
+    let peers: Vec<Peer> = all.iter().map(|row| row.peer).filter(|peer| *peer != Peer::Direct).collect();
+    let rows = curve.iter().map(|cell| {
+        let ratio = |peer: &Peer| cell.ratio(Measure::Rate, *peer, Peer::Direct);
+        let ratios = peers.iter().map(|peer| ratio(peer).map_or_else(|| "–".to_owned(), |ratio| show(&ratio)));
+        (cell.point.map_or(0, |point| point.count), ratios.collect())
+    });
+    (peers.iter().map(|peer| peer.name()).collect(), rows.collect())
 }
 
 fn figures(text: &mut String, results: &Results) {
@@ -201,7 +207,7 @@ mod tests {
         results.figures.extend([attached(Peer::Nsnet, 8, 0.1), attached(Peer::Nsnet, 98, 0.1)]);
         results.figures.push(attached(Peer::Bridge, 98, 0.2));
         let text = told(&results);
-        let loss = "- time to attach namespaces, ms, 998: 4.82 of Linux bridge, 19180.0 to 3980.0, measured once\n";
+        let loss = "- time to attach namespaces, ms, 998: 4.82 times Linux bridge, 19180.0 to 3980.0, measured once\n";
         assert!(text.contains(loss) && !text.contains(NO_LOSS) && text.matches("\n- ").count() == 1, "{text}");
         results = Results { figures: results.figures, ..example() };
         let text = told(&results);
