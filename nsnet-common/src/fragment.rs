@@ -199,6 +199,9 @@ fn join(frame: &impl Packet, from: &Port, scratch: &mut Scratch, tables: impl Ta
         found.entry.read(&mut scratch.flow);
         scratch.is_known = true;
         scratch.by_neighbour = scratch.flow.about.macs.to == Mac::ZERO;
+        if scratch.by_neighbour {
+            return route::find_neighbour(from, scratch, found.age, tables);
+        }
     }
     Ok(())
 }

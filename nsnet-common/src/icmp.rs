@@ -48,6 +48,8 @@ pub fn translate(frame: &mut impl Packet, scratch: &mut Scratch, tables: impl Ta
     let message = write_quote(frame, scratch).ok_or(DropReason::IcmpUnrelated)?;
     write_around(frame, scratch, message).ok_or(DropReason::IcmpUnrelated)?;
     tables.count_sent(out.id(), frame.len());
+    // Its way is not the flow's own that could be asked for: it may come from a router.
+    scratch.hop.next = IpAddress::UNSPECIFIED;
     Ok(Verdict::Deliver(way_out(&out, scratch.flow.about.macs.to == Mac::ZERO)))
 }
 

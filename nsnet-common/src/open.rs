@@ -62,7 +62,8 @@ pub(crate) fn leave(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> 
         scratch.lead = Lead::Host;
         return Ok(());
     }
-    if route? == Route::Forward { leave_by_uplink(from, scratch, tables) } else { Err(DropReason::NoRoute) }
+    route?.forward()?;
+    leave_by_uplink(from, scratch, tables)
 }
 
 /// To an address in one of the networks: the gateway, a published port of it, or a namespace.

@@ -60,9 +60,12 @@ impl DropReason {
             Self::NoRoute => Some(Notice::NoRoute),
             Self::FragmentationNeeded => Some(Notice::TooBig),
             // The limits: RFC 5508 REQ-8, RFC 6888 REQ-11.
-            Self::InternalNetwork | Self::PortsExhausted | Self::FlowQuota | Self::PortQuota | Self::TableFull => {
-                Some(Notice::Prohibited)
-            }
+            Self::InternalNetwork
+            | Self::ProhibitedRoute
+            | Self::PortsExhausted
+            | Self::FlowQuota
+            | Self::PortQuota
+            | Self::TableFull => Some(Notice::Prohibited),
             // The switch is no node that could speak. And no answer mends the others, some of which are attacks that it
             // would help.
             Self::UnknownPort
@@ -105,6 +108,7 @@ impl DropReason {
             | Self::AddressChanged
             | Self::OwnSource
             | Self::Busy
+            | Self::BlackholeRoute
             | Self::IcmpChecksum
             | Self::IsolatedPort => None,
         }

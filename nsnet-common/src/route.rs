@@ -16,10 +16,10 @@ use crate::open::{find_way, source_of};
 use crate::packet::Packet;
 use crate::rewrite;
 use crate::scratch::Scratch;
-use crate::tables::{Age, FlowEntry, Route, Stage, Tables};
+use crate::tables::{Age, FlowEntry, Stage, Tables};
 use crate::verdict::{DropReason, Egress, Outcome, Verdict};
 use crate::wire::transport::{Tcp, Udp, tcp_flags};
-use crate::wire::{Ethernet, Mac};
+use crate::wire::{Ethernet, IpAddress, Mac};
 
 /// A packet that a namespace sent to the gateway's MAC.
 #[inline(always)]
@@ -98,6 +98,9 @@ pub(crate) fn follow(from: &Port, scratch: &mut Scratch, tables: impl Tables) ->
     if now != scratch.flow.about.seen && may_refresh(scratch) {
         return refresh(from, scratch, found.age, now, tables);
     }
+    if scratch.by_neighbour {
+        return find_neighbour(from, scratch, found.age, tables);
+    }
     Ok(())
 }
 
@@ -111,6 +114,20 @@ fn refresh(from: &Port, scratch: &mut Scratch, age: Age, now: u32, tables: impl 
         return Ok(());
     }
     scratch.is_grown_by |= conntrack::is_settled(scratch, age);
+    find_neighbour(from, scratch, age, tables)
+}
+
+/// Asks for the way of a flow that leaves by an uplink: the kernel is to send this packet to the next hop, and to see to that
+/// neighbour. It would route the packet anew if it were not told which (`bpf_redirect_neigh`), as one of the host's own:
+/// without the interface that it came in by, and with the address and port that it has been given.
+#[inline(never)]
+pub(crate) fn find_neighbour(
+    from: &Port,
+    scratch: &mut Scratch,
+    age: Age,
+    tables: impl Tables,
+) -> Result<(), DropReason> {
+    scratch.hop.next = IpAddress::UNSPECIFIED;
     if from.is_uplink() || scratch.flow.about.other_side != NetworkId::OUTSIDE {
         return Ok(());
     }
@@ -162,9 +179,7 @@ pub(crate) fn may_refresh(scratch: &Scratch) -> bool {
 #[inline(never)]
 fn find_way_again(from: &Port, scratch: &mut Scratch, tables: impl Tables) -> Result<(), DropReason> {
     tables.read_policy(from.network(), &mut scratch.policy)?;
-    if find_way(scratch, tables)? != Route::Forward {
-        return Err(DropReason::NoRoute);
-    }
+    find_way(scratch, tables)?.forward()?;
     let Scratch { datagram, flow, policy, hop, .. } = scratch;
     let is_masqueraded = flow.source != datagram.key.source && !flow.about.has(flow_flags::PUBLISHED);
     if is_masqueraded && source_of(policy, hop, datagram.key.is_v4()) != flow.source {

@@ -79,6 +79,8 @@ pub struct Hop {
     pub from_mac: Mac,
     /// The address that the host itself would send from; `::` when it has none.
     pub source: IpAddress,
+    /// Whose MAC it is, or would be: the router's, or the destination itself.
+    pub next: IpAddress,
 }
 
 /// What the host's routes say.
@@ -95,6 +97,19 @@ pub enum Route {
     Prohibited = 3,
     /// A route that drops it without a word.
     Blackhole = 4,
+}
+
+impl Route {
+    /// Fails with the reason when packets are not to be sent on.
+    #[inline(always)]
+    pub(crate) fn forward(self) -> Result<(), DropReason> {
+        match self {
+            Self::Forward => Ok(()),
+            Self::Local | Self::Unreachable => Err(DropReason::NoRoute),
+            Self::Prohibited => Err(DropReason::ProhibitedRoute),
+            Self::Blackhole => Err(DropReason::BlackholeRoute),
+        }
+    }
 }
 
 /// A part of the core, as far as it asks the tables for something of its own.

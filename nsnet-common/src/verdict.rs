@@ -153,6 +153,8 @@ drop_reasons! {
     Busy = 48, "busy", "Another CPU was removing what stood in the way of the new flow; the next packet finds it gone.";
     IcmpChecksum = 49, "icmp-checksum", "The ICMP error about a flow's packet has a wrong checksum, or is too long to be summed.";
     IsolatedPort = 50, "isolated-port", "Sender and receiver are both on isolated ports of the network.";
+    ProhibitedRoute = 51, "prohibited-route", "The host's route to the destination prohibits it.";
+    BlackholeRoute = 52, "blackhole-route", "The host's route to the destination is a blackhole.";
 }
 
 impl DropReason {

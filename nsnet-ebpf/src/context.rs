@@ -3,7 +3,9 @@
 #![expect(unsafe_code, reason = "the frame is behind a raw pointer of the kernel's")]
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_redir_neigh,
+};
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
     bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
@@ -18,8 +20,9 @@ use nsnet_common::verdict::{DropReason, Refusal};
 use nsnet_common::wire::ipv4::Ipv4;
 use nsnet_common::wire::ipv6::Ipv6;
 use nsnet_common::wire::transport::{Tcp, Udp};
-use nsnet_common::wire::{EtherType, Ethernet, IpProtocol};
+use nsnet_common::wire::{EtherType, Ethernet, IpAddress, IpProtocol};
 
+use crate::host::{AF_INET, AF_INET6};
 use crate::maps::{Maps, STAGES, scratch};
 use crate::outcome::DROP;
 use crate::words;
@@ -179,11 +182,11 @@ impl TcFrame {
         unsafe { bpf_redirect(ifindex, 0) as i32 }
     }
 
-    /// Sends the packet out of an uplink to the next hop that the kernel finds, whose MAC it asks for if need be.
+    /// Sends the packet out of an uplink to the next hop that was found, whose MAC the kernel asks for if need be; or to the
+    /// one that it finds itself, where none was looked for.
     #[inline(always)]
     pub(crate) fn redirect_to_neighbour(&mut self, ifindex: u32) -> i32 {
-        // SAFETY: no parameters are passed, so the kernel reads none.
-        unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        redirect_to_next_hop(ifindex)
     }
 
     /// Goes on with the program at `stage`. Comes back only when there is none.
@@ -236,6 +239,25 @@ impl TcFrame {
         // SAFETY: takes no pointer.
         unsafe { bpf_redirect(port.ifindex(), u64::from(BPF_F_INGRESS)) as i32 }
     }
+}
+
+/// Not inlined: the kernel's structure is 20 bytes of stack.
+#[inline(never)]
+fn redirect_to_next_hop(ifindex: u32) -> i32 {
+    let Some(next) = scratch().map(|scratch| scratch.hop.next) else { return DROP };
+    // SAFETY: all zeros is a value of this plain C structure.
+    let mut to: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    if let Some(ipv4) = next.as_v4() {
+        to.nh_family = AF_INET.into();
+        to.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(ipv4);
+    } else {
+        to.nh_family = AF_INET6.into();
+        // SAFETY: 16 bytes either way.
+        to.__bindgen_anon_1.ipv6_nh = unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(next.0) };
+    }
+    let length = if next == IpAddress::UNSPECIFIED { 0 } else { size_of::<bpf_redir_neigh>() };
+    // SAFETY: `to` is as long as we say; of length 0 the kernel reads nothing.
+    unsafe { bpf_redirect_neigh(ifindex, &raw mut to, length as i32, 0) as i32 }
 }
 
 #[cfg(feature = "log")]

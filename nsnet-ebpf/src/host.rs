@@ -23,8 +23,8 @@ static USE_FIB_SOURCE: u8 = 1;
 #[unsafe(no_mangle)]
 static SECRET: u64 = 0;
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
 
 /// Asks the routes. Not inlined: the kernel's structure is 64 bytes of stack.
 #[inline(never)]
@@ -67,6 +67,12 @@ pub(crate) fn route(skb: *mut __sk_buff, from: u32, key: &FlowKey, hop: &mut Hop
                 IpAddress(core::mem::transmute::<[u32; 4], [u8; 16]>(ask.__bindgen_anon_3.ipv6_src))
             };
         }
+        // The router, if there is one, in the destination's place; a route of IPv4 may have one of IPv6 (RFC 5549).
+        hop.next = if ask.family == AF_INET {
+            IpAddress::v4(ask.__bindgen_anon_4.ipv4_dst.to_ne_bytes())
+        } else {
+            IpAddress(core::mem::transmute::<[u32; 4], [u8; 16]>(ask.__bindgen_anon_4.ipv6_dst))
+        };
     }
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {

@@ -36,7 +36,7 @@ fn publish(end: &'static End, is_v4: bool, inner: u16, outer: u16) -> Talk {
 }
 
 impl Talk {
-    /// The first answer, whose way the host is still to find.
+    /// The first answer, whose way is asked for.
     fn out_first(&self, l4: L4) -> Step {
         let left = Frame::new(Mac::ZERO, Mac::ZERO);
         let left = if self.is_v4 { left.ipv4(self.outer.0, self.afar.0) } else { left.ipv6(self.outer.1, self.afar.1) };
@@ -64,11 +64,11 @@ fn from_outside() -> Vec<Sequence> {
         all.push(
             Sequence::new(format!("published TCP, {name}"))
                 .step(talk.back(FIRST_SYN).then(holds(2, 0, 0)).then(hits(place, 1)))
+                // The way is asked for, and known from then on.
                 .step(talk.out_first(SECOND))
                 .step(talk.back(THIRD).then(holds(0, 2, 0)))
-                .step(talk.out_first(L4::Tcp(ACK, 9001, 101, 900)))
-                // The way is asked for, and known from then on.
-                .step(talk.out_first(L4::Tcp(ACK, 9901, 101, 900)).after(2))
+                .step(talk.out(L4::Tcp(ACK, 9001, 101, 900)))
+                .step(talk.out_again(L4::Tcp(ACK, 9901, 101, 900)).after(2))
                 .step(talk.out(L4::Tcp(ACK, 10_801, 101, 900)))
                 .step(talk.back(L4::Tcp(FIN | ACK, 101, 11_701, 0)).then(hits(place, 1))),
         );
@@ -87,7 +87,7 @@ fn from_outside() -> Vec<Sequence> {
                 // Both keep it alive.
                 .step(talk.back(l4).after(299))
                 .step(talk.back(l4).after(299).then(holds(0, 2, 0)))
-                .step(talk.out_first(l4).after(1))
+                .step(talk.out_again(l4).after(1))
                 .step(talk.out(l4).then(hits(place, 1)))
                 .step(talk.back(l4).after(301).then(holds(2, 0, 0)).then(hits(place, 2))),
         );

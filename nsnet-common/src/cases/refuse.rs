@@ -18,9 +18,10 @@ const QUOTE: usize = 128;
 const IP: usize = 14;
 
 /// Every reason that is told: type and code in ICMP, and in ICMPv6.
-const TOLD: [(DropReason, [u8; 2], [u8; 2]); 8] = [
+const TOLD: [(DropReason, [u8; 2], [u8; 2]); 9] = [
     (DropReason::TtlExceeded, [11, 0], [3, 0]),
     (DropReason::NoRoute, [3, 0], [1, 0]),
+    (DropReason::ProhibitedRoute, [3, 13], [1, 1]),
     (DropReason::FragmentationNeeded, [3, 4], [2, 0]),
     (DropReason::PortsExhausted, [3, 13], [1, 1]),
     (DropReason::FlowQuota, [3, 13], [1, 1]),

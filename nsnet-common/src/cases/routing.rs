@@ -38,13 +38,20 @@ fn to_v6(end: &End, gateway: &End, to: [u8; 16]) -> Frame {
 
 fn no_way() -> Vec<Sequence> {
     let mut all = Vec::new();
-    for to in ["198.18.1.1", "198.18.2.1", "198.18.3.1"] {
-        let step = from(&RED, to_v4(&RED, &HOST, v4(to)).udp(1, 2)).told(DropReason::NoRoute, &HOST, [3, 0], 0);
-        all.push(Sequence::new(format!("no route to {to}")).step(step));
+    // As the kernel answers itself (ip-route(8)).
+    for (reason, to_ipv4, kind, to_ipv6, kind_v6) in [
+        (DropReason::NoRoute, "198.18.1.1", [3, 0], "2001:db8:c1::1", [1, 0]),
+        (DropReason::ProhibitedRoute, "198.18.2.1", [3, 13], "2001:db8:c2::1", [1, 1]),
+    ] {
+        let step = from(&RED, to_v4(&RED, &HOST, v4(to_ipv4)).udp(1, 2)).told(reason, &HOST, kind, 0);
+        all.push(Sequence::new(format!("{}: {to_ipv4}", reason.label())).step(step));
+        let step = from(&RED, to_v6(&RED, &HOST, v6(to_ipv6)).udp(1, 2)).told(reason, &HOST, kind_v6, 0);
+        all.push(Sequence::new(format!("{}: {to_ipv6}", reason.label())).step(step));
     }
-    for to in ["2001:db8:c1::1", "2001:db8:c2::1", "2001:db8:c3::1"] {
-        let step = from(&RED, to_v6(&RED, &HOST, v6(to)).udp(1, 2)).told(DropReason::NoRoute, &HOST, [1, 0], 0);
-        all.push(Sequence::new(format!("no route to {to}")).step(step));
+    let blackholes = [to_v4(&RED, &HOST, v4("198.18.3.1")), to_v6(&RED, &HOST, v6("2001:db8:c3::1"))];
+    for ((_, family), frame) in FAMILIES.into_iter().zip(blackholes) {
+        let step = from(&RED, frame.udp(1, 2)).dropped(DropReason::BlackholeRoute);
+        all.push(Sequence::new(format!("{family}, a blackhole")).step(step));
     }
     for to in ["0.0.0.0", "0.1.2.3", "169.254.1.1", "224.0.0.1", "239.1.2.3", "240.0.0.1", "255.255.255.255"] {
         let step = from(&RED, to_v4(&RED, &HOST, v4(to)).udp(1, 2)).dropped(DropReason::Martian);

@@ -45,6 +45,7 @@ pub struct Answer {
     to_mac: Mac,
     from_mac: Mac,
     source: IpAddress,
+    next: IpAddress,
 }
 
 impl Answer {
@@ -59,6 +60,7 @@ impl Answer {
             to_mac: hop.to_mac,
             from_mac: hop.from_mac,
             source: hop.source,
+            next: hop.next,
         }
     }
 
@@ -77,6 +79,7 @@ impl Answer {
             to_mac: self.to_mac,
             from_mac: self.from_mac,
             source: self.source,
+            next: self.next,
         }
     }
 
@@ -98,8 +101,8 @@ mod tests {
         let key = FlowKey::new(NetworkId(3), IpProtocol::UDP, (ends.0, [1, 2]), (ends.1, [0, 53]), true);
         let question = Question::new(77, &key);
         assert_eq!((question.from(), question.key()), (77, key));
-        let hop =
-            Hop { ifindex: 5, mtu: 1400, to_mac: Mac([2; 6]), from_mac: Mac([4; 6]), source: ends.0, ..Hop::default() };
+        let (to_mac, from_mac) = (Mac([2; 6]), Mac([4; 6]));
+        let hop = Hop { ifindex: 5, uplink: PortId::NONE, mtu: 1400, to_mac, from_mac, source: ends.0, next: ends.1 };
         for route in [Route::Forward, Route::Blackhole] {
             let answer = Answer::new(route, &hop, true);
             assert_eq!((answer.route(), answer.hop(), answer.has_socket()), (Some(route), hop, true));

@@ -258,12 +258,12 @@ impl Words<'_> {
                 } else {
                     format!(", from {}", ip(hop.source))
                 };
-                let next = if hop.to_mac == Mac::ZERO {
-                    "the neighbour is to be asked for".to_owned()
+                let mac = if hop.to_mac == Mac::ZERO {
+                    "whose MAC is to be asked for".to_owned()
                 } else {
-                    format!("next hop {}", hop.to_mac)
+                    format!("at {}", hop.to_mac)
                 };
-                format!("by {}, {next}{source}{mtu}", self.names.interface(hop.ifindex))
+                format!("by {}, next hop {}, {mac}{source}{mtu}", self.names.interface(hop.ifindex), ip(hop.next))
             }
             Route::Local => "the host's own, or no route (the kernel gives one answer for both)".to_owned(),
             Route::Unreachable => "unreachable".to_owned(),

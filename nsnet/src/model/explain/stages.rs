@@ -315,7 +315,7 @@ pub fn way_out(egress: Egress, words: &Words<'_>) -> String {
         Egress::Host(port) => format!("up to the host, as received on {}", words.names.interface(port.ifindex())),
         Egress::Uplink(index) => format!("out by {}", words.names.interface(index)),
         Egress::Neighbour(index) => {
-            format!("out by {}, to the neighbour that the kernel finds", words.names.interface(index))
+            format!("out by {}, to the next hop, whose MAC the kernel finds", words.names.interface(index))
         }
     }
 }
