@@ -8,10 +8,11 @@ use anyhow::Result;
 
 /// Of the memory at one time.
 const READINGS: usize = 3;
-const BETWEEN: Duration = Duration::from_millis(10);
+/// Long enough to see whether others use it: what was torn down before is given back bit by bit.
+const BETWEEN: Duration = Duration::from_millis(300);
 
 /// Bytes of kernel memory, or how many more: others use it meanwhile.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Memory {
     low: f64,
     middle: f64,

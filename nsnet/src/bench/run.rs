@@ -263,9 +263,10 @@ impl Run<'_> {
             }
             if point.axis == Axis::Ports && *peer != Peer::Direct {
                 figure(Quantity::PublishTime, point.count, site.published_in.as_secs_f64());
-                if point.count >= MANY {
-                    self.figures.push(Figure::memory(Quantity::PortMemory, *peer, point.count, site.published_memory));
-                }
+                let memory = site
+                    .published_memory
+                    .map(|memory| Figure::memory(Quantity::PortMemory, *peer, point.count, memory));
+                self.figures.extend(memory);
             }
         }
         // Before anything else, since what the kernel has been given back it keeps for the next flows.

@@ -59,8 +59,8 @@ pub(super) struct Site {
     pub(super) attached_in: Duration,
     /// How long it took to publish.
     pub(super) published_in: Duration,
-    /// Kernel memory that it took.
-    pub(super) published_memory: Memory,
+    /// Kernel memory that it took, of many ports.
+    pub(super) published_memory: Option<Memory>,
     /// Of its addresses: what the site was laid out for.
     families: &'static [Family],
     // Before the lab: it ends before the namespaces that it works in.
