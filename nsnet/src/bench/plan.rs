@@ -156,6 +156,7 @@ impl Effort {
         let mut curves = vec![
             curve(Axis::Namespaces, Way::NsToNs, Load::Injected64, &switches, namespaces),
             curve(Axis::Namespaces, Way::NsToNs, Load::ArpRequests, &switches, namespaces),
+            curve(Axis::Namespaces, Way::NsToNs, Load::UnknownMac, &switches, namespaces),
             curve(Axis::Ports, Way::OutsideToPublished, Load::NewFlows, &translators, ports),
             curve(Axis::Flows, Way::NsToOutside, Load::Injected64, &translators, flows),
         ];
@@ -216,7 +217,12 @@ impl Load {
 
     /// Whether it is injected in the kernel.
     pub(super) fn is_injected(self) -> bool {
-        self.is_of_known_flows() || matches!(self, Load::NewFlows | Load::ArpRequests)
+        self.is_of_known_flows() || matches!(self, Load::NewFlows) || !self.arrives()
+    }
+
+    /// Whether it is for a sink. What is not is answered, dropped or sent to everybody: what counts is how long that takes.
+    pub(super) fn arrives(self) -> bool {
+        !matches!(self, Load::ArpRequests | Load::UnknownMac)
     }
 
     /// Whether it is injected once its flows are established.

@@ -134,6 +134,8 @@ pub enum Load {
     NewFlows,
     /// Injected ARP requests for one who is there.
     ArpRequests,
+    /// Injected datagrams to a MAC that nobody has.
+    UnknownMac,
 }
 
 /// One peer's measurements in a cell, one value for each block.
@@ -357,6 +359,7 @@ impl Load {
             Load::InjectedV6 => "injected, IPv6, 64 B",
             Load::NewFlows => "injected, new flows",
             Load::ArpRequests => "injected ARP requests",
+            Load::UnknownMac => "injected, unknown MAC",
         }
     }
 
@@ -376,7 +379,8 @@ impl Load {
             | Load::Injected64
             | Load::Injected512
             | Load::Injected1400
-            | Load::InjectedV6 => {
+            | Load::InjectedV6
+            | Load::UnknownMac => {
                 format!("{:.1} kpps", rate / 1e3)
             }
         }
@@ -392,7 +396,8 @@ impl Load {
             | Load::Injected1400
             | Load::InjectedV6
             | Load::NewFlows
-            | Load::ArpRequests => true,
+            | Load::ArpRequests
+            | Load::UnknownMac => true,
             Load::Tcp
             | Load::RoundTrips
             | Load::Connections

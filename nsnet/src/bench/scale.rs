@@ -24,6 +24,8 @@ const SOURCES: u32 = 1_000;
 const FIRST_SOURCE: u16 = 40_000;
 /// Where datagrams go on ways without published ports.
 const PLAIN_PORT: u16 = 7_000;
+/// A MAC of one who is not there.
+const NOBODY: [u8; 6] = [2, 0, 0, 0xff, 0xff, 0xff];
 /// An ARP request.
 const ARP_LENGTH: usize = 60;
 
@@ -104,9 +106,13 @@ fn in_turn(
             injector.set(template)?;
             // New flows are new once only.
             let limit = if what.load == Load::NewFlows { template.flows() as u32 - TRIAL } else { FRAMES };
-            // Answered or not, a request arrives at no sink: what counts is how long each takes.
-            let is_counted = what.load != Load::ArpRequests;
-            let turn = Turn { length: *length, slot: effort.slot_of(what.point), limit, is_counted, cpus };
+            let turn = Turn {
+                length: *length,
+                slot: effort.slot_of(what.point),
+                limit,
+                is_counted: what.load.arrives(),
+                cpus,
+            };
             injector.measure(&injection.entry, turn).with_context(|| over(site.peer))
         };
         let samples = blocks.once(places.len(), measure_one, |_repeats| progress())?;
@@ -118,7 +124,10 @@ fn in_turn(
 
 /// Makes a peer's way ready: sinks at both ends, and its flows established.
 fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Filled<'a>> {
-    let injection = site.injection(what.way, what.load.family())?;
+    let mut injection = site.injection(what.way, what.load.family())?;
+    if what.load == Load::UnknownMac {
+        injection.macs[1] = NOBODY;
+    }
     let (length, template) = if what.load == Load::ArpRequests {
         (ARP_LENGTH, inject::arp_requests(&injection))
     } else {
