@@ -68,7 +68,7 @@ pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -
     };
     run.tell_missing();
     for choice in selection.in_vain(&tasks, &curves) {
-        run.leave_out(choice.to_owned(), "nothing is measured of it together with what else was chosen".to_owned());
+        run.leave_out(choice.to_owned(), "no cell or curve has it together with what else was chosen".to_owned());
     }
     // What fails is left out where it does: only the user ends a run before its end.
     let ended = run.tasks(&tasks).and_then(|()| run.curves(&curves));
@@ -93,7 +93,10 @@ fn ensure_any(run: &Run<'_>, ended: Result<()>) -> Result<()> {
         return Ok(());
     }
     ended?;
-    let why = run.left_out.first().map_or_else(|| "no cell is selected".to_owned(), |left| left.why.clone());
+    let why = run
+        .left_out
+        .first()
+        .map_or_else(|| "no cell is selected".to_owned(), |left| format!("{}: {}", left.what, left.why));
     bail!("nothing was measured: {why}")
 }
 
