@@ -170,6 +170,30 @@ fn a_file_torn_at_any_byte_is_told_and_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A cable that `down` could not know of is taken for what it is, and not for somebody else's.
+#[test]
+fn a_cable_that_was_left_is_taken_again() -> Result<()> {
+    let lab = lab()?;
+    let before = World::of(&lab)?;
+    let lines = ["ns add @red @blue", "cable add @red @blue --address-a 10.9.0.1/24 --address-b 10.9.0.2/24"];
+    for line in lines {
+        lab.nsnet(line)?;
+    }
+    let path = file(&lab)?;
+    let text = fs::read(&path)?;
+    fs::write(&path, &text[..text.len() / 2])?;
+    lab.nsnet("down")?;
+    for line in lines {
+        lab.nsnet(line)?;
+    }
+    assert_eq!(drift(&lab)?, serde_json::json!([]));
+    lab.nsnet("down")?;
+    for short in ["red", "blue"] {
+        ensure!(named::delete(&lab.name(short))?, "{short} is gone, which was not made by us this time");
+    }
+    World::of(&lab)?.check_similar(&before)
+}
+
 /// A shell in a mount namespace of its own, where /run/nsnet is a small disk and the bpffs is nobody else's.
 pub(crate) fn shell(lab: &Lab, disk: &str, script: &str) -> Result<Output> {
     const PREPARE: &str = r#"

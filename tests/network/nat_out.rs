@@ -100,6 +100,31 @@ fn with_masquerade_the_outside_sees_only_the_host() -> Result<()> {
     Ok(())
 }
 
+/// Behaviours 12: a flow that began while the network was not masqueraded does not go on with its private source.
+#[test]
+fn what_was_open_before_masquerading_does_not_leak() -> Result<()> {
+    const ACK: u8 = 0x10;
+    let bed = Outside::plain("", &[], &["g1"])?;
+    bed.allow(&["192.168.15.0/24", "fd15::/64"])?;
+    let (g1, at_wan) = (bed.end("g1")?, bed.end("wan")?);
+    let hello = |v6| Packet::udp(g1.endpoint(v6, 4000), remote(v6, 1, 9), b"hello");
+    let segment = |v6, flags| Packet::tcp(g1.endpoint(v6, 4000), remote(v6, 1, 9), flags, 1, 0, b"");
+    for v6 in FAMILIES {
+        for packet in [hello(v6), segment(v6, super::packet::SYN)] {
+            assert_eq!(g1.carry(&packet, &at_wan)?.source, g1.ip(v6));
+        }
+    }
+    // Its kernel has no address that the default routes of masquerading could go by.
+    bed.ip("g1", "route add default dev lo")?;
+    bed.ip("g1", "-6 route add default dev lo")?;
+    bed.lab.nsnet("masquerade on v-net-0")?;
+    for v6 in FAMILIES {
+        assert_eq!(g1.carry(&hello(v6), &at_wan)?.source, host(v6));
+        bed.drops_one(&g1, &segment(v6, ACK), &[&at_wan], "no-connection")?;
+    }
+    Ok(())
+}
+
 /// Scenario 5: a default route comes with masquerading, and leads everywhere the host gets.
 #[test]
 fn the_internet_is_reached_by_a_default_route() -> Result<()> {
@@ -431,7 +456,16 @@ fn the_route_decides_interface_and_address() -> Result<()> {
     bed.ip("host", "route add default via 192.168.2.3 table 100")?;
     assert_eq!(seen_by_servers(&bed, "c2", "wan", wan_server(false, 1))?, [second[0]].into(), "ip rule from c2");
     assert_eq!(seen_by_servers(&bed, "c1", "wan", wan_server(false, 1))?, [host(false)].into());
-    assert_ne!(c2.v4, Ipv4Addr::UNSPECIFIED);
+    // The same to a router whose MAC the host does not know yet: it asks for that one, and not for the destination, or for the
+    // router that a packet of its own would take.
+    bed.ip("host", "route del 203.0.113.0/24")?;
+    bed.ip("host", "-6 route del fd02::/64")?;
+    bed.ip("host", &format!("-6 rule add from {} table 100", c2.v6))?;
+    bed.ip("host", "-6 route add default via fd04::3 table 100")?;
+    for v6 in FAMILIES {
+        bed.ip("host", "neigh flush dev uplink2")?;
+        assert_eq!(seen_by_servers(&bed, "c2", "far", far(v6))?, [second[usize::from(v6)]].into(), "ip rule from c2");
+    }
     Ok(())
 }
 

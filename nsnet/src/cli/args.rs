@@ -196,7 +196,7 @@ pub(super) enum NetworkVerb {
 /// Verbs of `masquerade`.
 #[derive(Debug, Subcommand)]
 pub(super) enum MasqueradeVerb {
-    /// From now on what leaves the network gets an address of the host's
+    /// From now on what leaves the network gets an address of the host's; flows that left with their own end
     On {
         /// The network
         network: Name,

@@ -160,6 +160,7 @@ fn filter(args: &FlowArgs, state: &State) -> anyhow::Result<Filter> {
         party: args.ns.as_ref().map(|ns| Party::of(state, ns)).transpose()?,
         network: args.network.as_ref().map(|name| state.network(name)).transpose()?.map(Network::id),
         is_v4: family.or((args.v4 || args.v6).then_some(args.v4)),
+        unmasqueraded: None,
     })
 }
 

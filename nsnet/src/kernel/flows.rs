@@ -17,6 +17,7 @@ use nsnet_common::layout::{Flow, Flow4, FlowKey, FlowKey4, MappingKey, NetworkId
 use zerocopy::FromBytes;
 
 use super::batch;
+use super::bpf::wait_for_runs;
 use super::clock::seconds;
 use super::error::{KernelError, Result};
 use super::maps::{Maps, found, get_slot, set_slot};
@@ -119,6 +120,17 @@ impl Maps {
             let held = get_slot(&usage, names::USAGE, place)?;
             let left = Usage { flows: less(held.flows, freed.flows), ports: less(held.ports, freed.ports) };
             set_slot(&mut usage, names::USAGE, place, left)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the flows that were opened while their network was not masqueraded: what is known is not judged again, and would
+    /// take its addresses out for as long as it goes on.
+    pub(super) fn forget_unmasqueraded(&self, network: NetworkId) -> Result<()> {
+        // A packet that has read the policy before may still open one.
+        wait_for_runs();
+        if self.flows()?.are_there() {
+            self.flush(&Filter { unmasqueraded: Some(network), ..Filter::default() })?;
         }
         Ok(())
     }

@@ -27,6 +27,13 @@ pub(crate) fn set(host: &Host, network: &Network) -> Result<()> {
     host.maps().set_policy(network.id(), &told(host, network)?)
 }
 
+/// The same for a network that was another before.
+pub(crate) fn change(host: &Host, network: &Network, before: &Network) -> Result<()> {
+    set(host, network)?;
+    let is_new = network.outside.masquerade && !before.outside.masquerade;
+    if is_new && host.dataplane.loaded()? { host.maps().forget_unmasqueraded(network.id()) } else { Ok(()) }
+}
+
 /// Where what the dataplane was told is another.
 pub(crate) fn differences(host: &Host, network: &Network) -> Result<Vec<Difference>> {
     let (is, should) = (host.maps().policy(network.id())?, told(host, network)?);

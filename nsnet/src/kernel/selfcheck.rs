@@ -58,8 +58,10 @@ pub(super) fn check(ebpf: &mut Ebpf, uplink: u32) -> Result<()> {
         let is_right = if probe.bytes.is_empty() { bytes == probe.frame } else { probe.bytes.iter().all(is_there) };
         let why = match (ran.return_value == probe.action, is_right) {
             (true, true) => continue,
-            (false, _) => format!("{} ended with action {}, not {}", probe.what, ran.return_value, probe.action),
-            (true, false) => format!("{} came out with other bytes than it must", probe.what),
+            (false, _) => {
+                format!("in its self-check {} ended with action {}, not {}", probe.what, ran.return_value, probe.action)
+            }
+            (true, false) => format!("in its self-check {} came out with other bytes than it must", probe.what),
         };
         return Err(KernelError::refused(format!("trust program {}", probe.program), why)
             .with_remedy("this nsnet's programs are broken, or do not fit this kernel: use another nsnet"));

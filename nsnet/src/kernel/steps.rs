@@ -116,7 +116,7 @@ pub(crate) fn carry_out(host: &Host, step: &Step) -> Result<()> {
         Step::SetPools(pools, _before) => policy::set_pools(host, pools),
         Step::AddNetwork(network) => network::add(host, network),
         Step::DeleteNetwork(network) => network::delete(host, network),
-        Step::SetPolicy(network, _before) => policy::set(host, network),
+        Step::SetPolicy(network, before) => policy::change(host, network, before),
         Step::SetMode(port, network, _before) => port::set_mode(host, port, network),
         Step::SetUplinkMode(uplink, _before) => uplink::add(host, uplink),
         Step::Attach(port, network) => port::attach(host, port, network),

@@ -87,6 +87,8 @@ pub struct Filter {
     pub network: Option<NetworkId>,
     /// IPv4 only, or IPv6 only.
     pub is_v4: Option<bool>,
+    /// It leaves this network for the outside with its own source.
+    pub unmasqueraded: Option<NetworkId>,
 }
 
 impl Filter {
@@ -110,6 +112,9 @@ impl Filter {
             && is_in(self.reply_destination.as_ref(), answers.destination)
             && self.network.is_none_or(|id| opener.side == id || answers.side == id)
             && self.party.as_ref().is_none_or(|party| party.has(flow))
+            && self.unmasqueraded.is_none_or(|id| {
+                opener.side == id && answers.side == NetworkId::OUTSIDE && answers.destination == opener.source
+            })
     }
 }
 

@@ -40,10 +40,10 @@ impl FromStr for Name {
 }
 
 impl TryFrom<String> for Name {
-    type Error = NotAName;
+    type Error = String;
 
-    fn try_from(text: String) -> Result<Self, NotAName> {
-        text.parse()
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|error: NotAName| format!("{text:?}: {error}"))
     }
 }
 

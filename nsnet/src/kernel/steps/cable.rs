@@ -11,6 +11,16 @@ use crate::model::state::{Cable, CableEnd};
 
 /// `is_known`: there is to be such a cable already, and what has its names is taken for it.
 pub(super) fn check(host: &Host, cable: &Cable, around: &Around<'_>, is_known: bool) -> Result<()> {
+    let mut members = Vec::new();
+    for end in [&cable.a, &cable.b] {
+        members.extend(around.member(host, &end.ns)?);
+    }
+    // Left by a state file that was lost.
+    if let [a, b] = members.as_slice()
+        && is_standing(cable, &Netlink::inside(a)?, b, &Netlink::inside(b)?)?
+    {
+        return Ok(());
+    }
     [&cable.a, &cable.b].into_iter().try_for_each(|end| {
         let Some(ns) = around.member(host, &end.ns)? else { return Ok(()) };
         let Some(link) = Netlink::inside(&ns)?.link(&end.interface)? else { return Ok(()) };
@@ -25,14 +35,7 @@ pub(super) fn check(host: &Host, cable: &Cable, around: &Around<'_>, is_known: b
 pub(super) fn add(host: &Host, cable: &Cable) -> Result<()> {
     let (a, b) = (host.member(cable.a.ns.as_str())?, host.member(cable.b.ns.as_str())?);
     let (in_a, in_b) = (Netlink::inside(&a)?, Netlink::inside(&b)?);
-    let is_standing = match (in_a.link(&cable.a.interface)?, in_b.link(&cable.b.interface)?) {
-        (Some(one), Some(other)) => {
-            let are_ends = one.peer_index == Some(other.index) && other.peer_index == Some(one.index);
-            are_ends && one.peer_netnsid == in_a.netns_id(&b)?
-        }
-        _ => false,
-    };
-    if !is_standing {
+    if !is_standing(cable, &in_a, &b, &in_b)? {
         delete(cable)?;
         let end = VethSpec { name: &cable.a.interface, ..VethSpec::default() };
         let peer = VethSpec { name: &cable.b.interface, ..VethSpec::default() };
@@ -42,6 +45,14 @@ pub(super) fn add(host: &Host, cable: &Cable) -> Result<()> {
     let second = configure(&b, &in_b, &cable.b)?;
     in_a.wait_until_running(first)?;
     in_b.wait_until_running(second)
+}
+
+/// Whether both ends are there, and are each other's.
+fn is_standing(cable: &Cable, in_a: &Netlink, b: &NetNs, in_b: &Netlink) -> Result<bool> {
+    let (one, other) = (in_a.link(&cable.a.interface)?, in_b.link(&cable.b.interface)?);
+    let (Some(one), Some(other)) = (one, other) else { return Ok(false) };
+    let are_ends = one.peer_index == Some(other.index) && other.peer_index == Some(one.index);
+    Ok(are_ends && one.peer_netnsid == in_a.netns_id(b)?)
 }
 
 /// Gives an end what it is to have, and sets it up; its index.
