@@ -11,7 +11,7 @@ use crate::lab::stats::median;
 use crate::lab::{Measure, Ratio};
 
 /// Decides the bootstrap's draws, so that a report can be made again.
-const SEED: u64 = 1;
+pub(super) const SEED: u64 = 1;
 /// Of the format of the file.
 pub const VERSION: u32 = 1;
 
@@ -177,28 +177,6 @@ pub struct Figure {
     pub range: Option<[f64; 2]>,
 }
 
-/// Something in which another way is better than nsnet.
-#[derive(Clone, Debug)]
-pub(super) struct Loss {
-    /// In what.
-    pub(super) what: String,
-    /// Than whom.
-    pub(super) to: Peer,
-    /// How many times.
-    pub(super) times: f64,
-    /// What was found.
-    pub(super) found: Lost,
-}
-
-/// What a loss is told by.
-#[derive(Clone, Debug)]
-pub(super) enum Lost {
-    /// How much of the other's nsnet has.
-    Blocks(Ratio),
-    /// Two figures, ours and theirs, as people read them.
-    Figures(String, String),
-}
-
 /// What a figure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -272,35 +250,6 @@ impl Cell {
     pub fn title(&self) -> String {
         let point = self.point.map(|point| format!(", {} {}", point.count, point.axis.name())).unwrap_or_default();
         format!("{}: {}{point}", self.way.name(), self.load.name())
-    }
-
-    /// Where other peers are better than nsnet by more than the noise, in what people see of a cell. The direct veth is not
-    /// one of them: it is the limit, not another way to do it.
-    fn losses(&self) -> Vec<Loss> {
-        [Measure::Rate, Measure::TripP99, Measure::Cpu]
-            .into_iter()
-            // Of streams the sender does only a part.
-            .filter(|measure| *measure != Measure::Cpu || self.load.is_packets())
-            .flat_map(|measure| self.lost_to(measure).map(move |(peer, ratio)| (measure, peer, ratio)))
-            .map(|(measure, peer, ratio)| {
-                let (of, times) = match measure {
-                    Measure::TripP99 => (", p99", ratio.median),
-                    Measure::Cpu => (", sender's CPU time", ratio.median),
-                    _ => ("", 1.0 / ratio.median),
-                };
-                Loss { what: format!("{}{of}", self.title()), to: peer, times, found: Lost::Blocks(ratio) }
-            })
-            .collect()
-    }
-
-    fn lost_to(&self, measure: Measure) -> impl Iterator<Item = (Peer, Ratio)> {
-        let noise = self.noise(measure).or_else(|| Ratio::of(&[1.0, 1.0], SEED));
-        let others = self.rows.iter().map(|row| row.peer).filter(|peer| peer.is_another_way());
-        let ratios = others.filter_map(move |peer| Some((peer, self.ratio(measure, Peer::Nsnet, peer)?)));
-        ratios.filter(move |(_, ratio)| {
-            let is_worse = if measure == Measure::Rate { ratio.median < 1.0 } else { ratio.median > 1.0 };
-            is_worse && noise.is_some_and(|noise| ratio.differs(&noise))
-        })
     }
 }
 
@@ -473,13 +422,6 @@ impl Figure {
     pub(super) fn is_hidden(&self) -> bool {
         self.range.map_or(self.value <= 0.0, |[_, high]| high < 0.0)
     }
-
-    /// Whether it is surely less than another.
-    fn is_below(&self, other: &Figure) -> bool {
-        let (most, least) =
-            (self.range.map_or(self.value, |[_, high]| high), other.range.map_or(other.value, |[low, _]| low));
-        self.value > 0.0 && most < least
-    }
 }
 
 impl Results {
@@ -500,24 +442,6 @@ impl Results {
             cells.sort_by_key(|cell| cell.point.map(|point| point.count));
         }
         curves.into_values().collect()
-    }
-
-    /// Where another way is better than nsnet, the largest loss first.
-    pub(super) fn losses(&self) -> Vec<Loss> {
-        let mut losses: Vec<Loss> = self.cells.iter().flat_map(Cell::losses).collect();
-        for ours in self.figures.iter().filter(|figure| figure.peer == Peer::Nsnet) {
-            let of_same = self.figures.iter().filter(|other| other.of == ours.of && other.count == ours.count);
-            for theirs in of_same.filter(|other| other.peer.is_another_way() && other.is_below(ours)) {
-                losses.push(Loss {
-                    what: format!("{}, {}", ours.of.name(), ours.count),
-                    to: theirs.peer,
-                    times: ours.value / theirs.value,
-                    found: Lost::Figures(ours.show(), theirs.show()),
-                });
-            }
-        }
-        losses.sort_by(|a, b| b.times.total_cmp(&a.times));
-        losses
     }
 
     /// A figure of a peer, the one with the largest count.

@@ -1,8 +1,9 @@
 //! The report as one page that needs nothing else: styles and plots are in it, for light and dark, wide and narrow.
 
 use super::super::goals::Judged;
+use super::super::loss::Loss;
 use super::super::peer::{Peer, Way};
-use super::super::result::{Cell, Loss, Results};
+use super::super::result::{Cell, Results};
 use super::markdown::{NO_LOSS, capital, cells_of, columns, lost_by, nanoseconds, ratios, show};
 use super::plot::{self, Bar, Line};
 use super::{blocks, circumstances, machine, summary};

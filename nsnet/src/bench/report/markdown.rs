@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::super::goals::{Judged, digits};
+use super::super::loss::{Loss, Lost};
 use super::super::peer::{Peer, Way};
-use super::super::result::{Cell, Loss, Lost, Results};
+use super::super::result::{Cell, Results};
 use super::{blocks, circumstances, machine, summary};
 use crate::lab::{Measure, Ratio};
 
