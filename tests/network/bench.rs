@@ -47,6 +47,20 @@ fn a_very_short_run_writes_a_report_and_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A run that measures nothing says why, and leaves no folder for a report.
+#[test]
+fn a_choice_of_nothing_is_told_and_leaves_nothing() -> Result<()> {
+    let folder = Scratch(std::env::temp_dir().join(format!("nsnet-bench-none-{}", std::process::id())));
+    let mut command = Command::new(binary());
+    command.args(["bench", "--ways", "ns-to-host", "--loads", "injected64", "--report"]).arg(&folder.0);
+    let output = command.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "it ended with {}: {stderr}", output.status);
+    ensure!(stderr.contains("nothing was measured: namespace to host: no cell or curve has it"), "{stderr}");
+    ensure!(!folder.0.exists(), "the folder is left");
+    Ok(())
+}
+
 /// Whether a namespace is one of the labs of a process: its number, then letters beyond hexadecimal digits.
 fn is_of(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| ('g'..='z').contains(&c)))

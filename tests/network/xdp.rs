@@ -270,6 +270,21 @@ fn a_program_of_somebody_elses_stays() -> Result<()> {
     Ok(())
 }
 
+/// The mode that is asked for decides, not the one before: the wire is a veth, which `auto` leaves to TC.
+#[test]
+fn auto_is_the_same_whatever_was_before() -> Result<()> {
+    let bed = Outside::new()?;
+    for before in ["tc", "xdp"] {
+        bed.lab.nsnet(&format!("network mode v-net-0 --uplink {before}"))?;
+        let told = bed.lab.nsnet("network mode v-net-0 --uplink auto")?;
+        ensure!(told.contains("it is a veth"), "after {before}: {told}");
+        let on_it = Netlink::inside(&bed.lab.ns("host")?)?.existing_link("uplink")?.xdp;
+        ensure!(on_it.is_none(), "after {before} program {on_it:?} is on it");
+        bed.check_no_drift()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_is_refused() -> Result<()> {
     let bed = Bed::new("--subnet 192.168.15.0/24 --internal", &["red"])?;

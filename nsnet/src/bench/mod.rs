@@ -5,7 +5,8 @@
 //!   peer     what is compared with; site builds each in namespaces of its own (family, rules, proxy, tool help)
 //!   sockets, inject, outer   what fills a way: the lab's loads, frames from within the kernel, programs of others
 //!   run      carries a plan out: random blocks over all peers of a cell; progress; Results
-//!   result   what was found, as report.json; goals judges it; report makes report.md and report.html
+//!   result   what was found, as report.json; goals judges it, loss says where others are better; report makes
+//!            report.md and report.html
 //! ```
 //!
 //! How it is measured, and why so, is told in [`crate::lab::compare`]. Nothing of the machine's own network is touched.
@@ -13,6 +14,8 @@
 mod family;
 pub mod goals;
 mod inject;
+mod loss;
+mod memory;
 mod outer;
 pub mod peer;
 mod plan;

@@ -46,7 +46,8 @@ pub(super) fn tools(load: Load) -> &'static [&'static str] {
         | Load::Injected1400
         | Load::InjectedV6
         | Load::NewFlows
-        | Load::ArpRequests => &[],
+        | Load::ArpRequests
+        | Load::UnknownMac => &[],
     }
 }
 
@@ -96,7 +97,8 @@ impl Served {
             | Load::Injected1400
             | Load::InjectedV6
             | Load::NewFlows
-            | Load::ArpRequests => {
+            | Load::ArpRequests
+            | Load::UnknownMac => {
                 bail!("{:?} has no program of its own", self.load)
             }
         };

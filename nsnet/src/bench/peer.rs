@@ -102,6 +102,11 @@ impl Peer {
         matches!(self, Peer::Nsnet | Peer::NsnetRedirect | Peer::NsnetXdp)
     }
 
+    /// Whether it is another way to do what nsnet does: the direct veth is the limit of all.
+    pub(super) fn is_another_way(self) -> bool {
+        !self.is_nsnet() && !matches!(self, Peer::Direct | Peer::DirectAgain)
+    }
+
     /// Whether it has this way. The direct veth stands for the limit on each.
     pub fn has(self, way: Way) -> bool {
         match self {

@@ -156,6 +156,7 @@ impl Effort {
         let mut curves = vec![
             curve(Axis::Namespaces, Way::NsToNs, Load::Injected64, &switches, namespaces),
             curve(Axis::Namespaces, Way::NsToNs, Load::ArpRequests, &switches, namespaces),
+            curve(Axis::Namespaces, Way::NsToNs, Load::UnknownMac, &switches, namespaces),
             curve(Axis::Ports, Way::OutsideToPublished, Load::NewFlows, &translators, ports),
             curve(Axis::Flows, Way::NsToOutside, Load::Injected64, &translators, flows),
         ];
@@ -169,6 +170,19 @@ impl Effort {
 }
 
 impl Selection {
+    /// Choices that lead to no measurement: no task or curve has them together with the others.
+    pub(super) fn in_vain(&self, tasks: &[Task], curves: &[Curve]) -> Vec<&'static str> {
+        let planned = || {
+            let tasks = tasks.iter().map(|task| (task.way, task.load, &task.peers));
+            tasks.chain(curves.iter().map(|curve| (curve.way, curve.load, &curve.peers)))
+        };
+        let ways = self.ways.iter().filter(|chosen| !planned().any(|(way, ..)| way == **chosen)).map(|way| way.name());
+        let loads =
+            self.loads.iter().filter(|chosen| !planned().any(|(_, load, _)| load == **chosen)).map(|load| load.name());
+        let peers = self.peers.iter().filter(|chosen| !planned().any(|(.., peers)| peers.contains(chosen)));
+        ways.chain(loads).chain(peers.map(|peer| peer.name())).collect()
+    }
+
     /// How many blocks, where `planned` are when the user does not say.
     fn blocks(&self, planned: usize) -> usize {
         self.blocks.map_or(planned, usize::from)
@@ -203,7 +217,12 @@ impl Load {
 
     /// Whether it is injected in the kernel.
     pub(super) fn is_injected(self) -> bool {
-        self.is_of_known_flows() || matches!(self, Load::NewFlows | Load::ArpRequests)
+        self.is_of_known_flows() || matches!(self, Load::NewFlows) || !self.arrives()
+    }
+
+    /// Whether it is for a sink. What is not is answered, dropped or sent to everybody: what counts is how long that takes.
+    pub(super) fn arrives(self) -> bool {
+        !matches!(self, Load::ArpRequests | Load::UnknownMac)
     }
 
     /// Whether it is injected once its flows are established.
@@ -242,6 +261,23 @@ mod tests {
         let task = Task { way: Way::NsToNs, load: Load::Tcp, peers, blocks: 24 };
         assert_eq!(Effort::Full.tasks(&selection), [task]);
         assert!(Effort::Full.curves(&selection).is_empty());
+    }
+
+    #[test]
+    fn what_is_chosen_in_vain_is_known() {
+        let in_vain = |selection: Selection, effort: Effort| {
+            selection.in_vain(&effort.tasks(&selection), &effort.curves(&selection)).join("; ")
+        };
+        let peers = vec![Peer::Macvlan, Peer::Bridge, Peer::Nsnet];
+        let frames = Selection { loads: vec![Load::Injected64], peers, ..Selection::default() };
+        assert_eq!(in_vain(frames, Effort::Full), "macvlan bridge mode");
+        let of_curves = Selection { loads: vec![Load::ArpRequests], ..Selection::default() };
+        assert_eq!(in_vain(of_curves.clone(), Effort::Quick), "");
+        assert_eq!(in_vain(Selection { no_curves: true, ..of_curves }, Effort::Quick), "injected ARP requests");
+        let loads = vec![Load::Tcp, Load::Injected64];
+        let host = Selection { ways: vec![Way::NsToHost], loads, ..Selection::default() };
+        assert_eq!(in_vain(host, Effort::Full), "injected, 64 B");
+        assert_eq!(in_vain(Selection::default(), Effort::Quick), "");
     }
 
     #[test]

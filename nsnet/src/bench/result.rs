@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::memory::Memory;
 use super::peer::{Peer, Way};
 use crate::lab::compare::Sample;
 use crate::lab::stats::median;
 use crate::lab::{Measure, Ratio};
 
 /// Decides the bootstrap's draws, so that a report can be made again.
-const SEED: u64 = 1;
+pub(super) const SEED: u64 = 1;
 /// Of the format of the file.
 pub const VERSION: u32 = 1;
 
@@ -133,6 +134,8 @@ pub enum Load {
     NewFlows,
     /// Injected ARP requests for one who is there.
     ArpRequests,
+    /// Injected datagrams to a MAC that nobody has.
+    UnknownMac,
 }
 
 /// One peer's measurements in a cell, one value for each block.
@@ -169,6 +172,9 @@ pub struct Figure {
     pub count: u64,
     /// In the quantity's unit.
     pub value: f64,
+    /// Where that lies at the least and at the most, of a difference between two readings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<[f64; 2]>,
 }
 
 /// What a figure is.
@@ -245,16 +251,6 @@ impl Cell {
         let point = self.point.map(|point| format!(", {} {}", point.count, point.axis.name())).unwrap_or_default();
         format!("{}: {}{point}", self.way.name(), self.load.name())
     }
-
-    /// Peers that are faster than nsnet by more than the noise, with how much of theirs nsnet has. The direct veth is
-    /// not one of them: it is the limit, not another way to do it.
-    pub fn lost_to(&self) -> Vec<(Peer, Ratio)> {
-        let Some(noise) = self.noise(Measure::Rate).or_else(|| Ratio::of(&[1.0, 1.0], SEED)) else { return Vec::new() };
-        let others = self.rows.iter().map(|row| row.peer);
-        let others = others.filter(|peer| !peer.is_nsnet() && !matches!(peer, Peer::Direct | Peer::DirectAgain));
-        let ratios = others.filter_map(|peer| Some((peer, self.ratio(Measure::Rate, Peer::Nsnet, peer)?)));
-        ratios.filter(|(_, ratio)| ratio.median < 1.0 && ratio.differs(&noise)).collect()
-    }
 }
 
 impl Row {
@@ -312,6 +308,7 @@ impl Load {
             Load::InjectedV6 => "injected, IPv6, 64 B",
             Load::NewFlows => "injected, new flows",
             Load::ArpRequests => "injected ARP requests",
+            Load::UnknownMac => "injected, unknown MAC",
         }
     }
 
@@ -331,7 +328,8 @@ impl Load {
             | Load::Injected64
             | Load::Injected512
             | Load::Injected1400
-            | Load::InjectedV6 => {
+            | Load::InjectedV6
+            | Load::UnknownMac => {
                 format!("{:.1} kpps", rate / 1e3)
             }
         }
@@ -347,7 +345,8 @@ impl Load {
             | Load::Injected1400
             | Load::InjectedV6
             | Load::NewFlows
-            | Load::ArpRequests => true,
+            | Load::ArpRequests
+            | Load::UnknownMac => true,
             Load::Tcp
             | Load::RoundTrips
             | Load::Connections
@@ -394,8 +393,34 @@ impl Quantity {
     pub fn show(self, value: f64) -> String {
         match self {
             Quantity::AttachTime | Quantity::PublishTime => format!("{:.1}", value * 1e3),
-            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory => format!("{value:.0}"),
+            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory if value.abs() >= 10.0 => {
+                format!("{value:.0}")
+            }
+            Quantity::FlowMemory | Quantity::SwitchedFlowMemory | Quantity::PortMemory => format!("{value:.1}"),
         }
+    }
+}
+
+impl Figure {
+    /// What `count` objects took of the kernel's memory, for each of them.
+    pub(super) fn memory(of: Quantity, peer: Peer, count: u64, memory: Memory) -> Figure {
+        let (value, range) = memory.for_each_of(count);
+        Figure { of, peer, count, value, range: Some(range) }
+    }
+
+    /// The value, and its range, as the quantity's name has it.
+    pub(super) fn show(&self) -> String {
+        let value = self.of.show(self.value);
+        match self.range {
+            Some([low, high]) if low < high => format!("{value} [{}, {}]", self.of.show(low), self.of.show(high)),
+            _ => value,
+        }
+    }
+
+    /// Whether nothing was seen of what should be there: what others gave back was more, or as much. Reports of old have no
+    /// range, and nothing where there was less than nothing.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.range.map_or(self.value <= 0.0, |[_, high]| high < 0.0)
     }
 }
 

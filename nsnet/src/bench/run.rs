@@ -67,6 +67,9 @@ pub fn run(effort: Effort, selection: &Selection, progress: &mut dyn Progress) -
         left_out: Vec::new(),
     };
     run.tell_missing();
+    for choice in selection.in_vain(&tasks, &curves) {
+        run.leave_out(choice.to_owned(), "no cell or curve has it together with what else was chosen".to_owned());
+    }
     // What fails is left out where it does: only the user ends a run before its end.
     let ended = run.tasks(&tasks).and_then(|()| run.curves(&curves));
     let interrupted = ended.is_err();
@@ -90,7 +93,10 @@ fn ensure_any(run: &Run<'_>, ended: Result<()>) -> Result<()> {
         return Ok(());
     }
     ended?;
-    let why = run.left_out.first().map_or_else(|| "no cell is selected".to_owned(), |left| left.why.clone());
+    let why = run
+        .left_out
+        .first()
+        .map_or_else(|| "no cell is selected".to_owned(), |left| format!("{}: {}", left.what, left.why));
     bail!("nothing was measured: {why}")
 }
 
@@ -253,15 +259,17 @@ impl Run<'_> {
         let size = scale::size(Some(point));
         let sites = self.build(&peers, size)?;
         for (peer, site) in &sites {
-            let mut figure = |of, count, value| self.figures.push(Figure { of, peer: *peer, count, value });
+            let mut figure =
+                |of, count, value| self.figures.push(Figure { of, peer: *peer, count, value, range: None });
             if size.others > 0 && *peer != Peer::Direct {
                 figure(Quantity::AttachTime, size.others.into(), site.attached_in.as_secs_f64());
             }
             if point.axis == Axis::Ports && *peer != Peer::Direct {
                 figure(Quantity::PublishTime, point.count, site.published_in.as_secs_f64());
-                if point.count >= MANY {
-                    figure(Quantity::PortMemory, point.count, site.published_memory / point.count as f64);
-                }
+                let memory = site
+                    .published_memory
+                    .map(|memory| Figure::memory(Quantity::PortMemory, *peer, point.count, memory));
+                self.figures.extend(memory);
             }
         }
         // Before anything else, since what the kernel has been given back it keeps for the next flows.
@@ -296,7 +304,7 @@ impl Run<'_> {
             self.clock.begin(format!("{flows} flows: {}, {}", of.name(), peer.name()))?;
             self.clock.advance(ESTABLISH * flows as u32)?;
             match scale::flow_memory(site, way, &mut self.injector, flows as u32) {
-                Ok(value) => self.figures.push(Figure { of, peer, count: flows, value }),
+                Ok(memory) => self.figures.push(Figure::memory(of, peer, flows, memory)),
                 Err(error) => self.leave_out_unless_ended(self.clock.what.clone(), &error)?,
             }
         }

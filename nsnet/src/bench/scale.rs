@@ -5,6 +5,7 @@ use nsnet_common::bench::{ECHO, SINK, Template};
 
 use super::family::ONLY_V4;
 use super::inject::{self, Injector, Series, TRIAL, Turn};
+use super::memory::Memory;
 use super::peer::{Peer, Way};
 use super::plan::Effort;
 use super::result::{Axis, Cell, Load, Point};
@@ -23,6 +24,8 @@ const SOURCES: u32 = 1_000;
 const FIRST_SOURCE: u16 = 40_000;
 /// Where datagrams go on ways without published ports.
 const PLAIN_PORT: u16 = 7_000;
+/// A MAC of one who is not there.
+const NOBODY: [u8; 6] = [2, 0, 0, 0xff, 0xff, 0xff];
 /// An ARP request.
 const ARP_LENGTH: usize = 60;
 
@@ -103,9 +106,13 @@ fn in_turn(
             injector.set(template)?;
             // New flows are new once only.
             let limit = if what.load == Load::NewFlows { template.flows() as u32 - TRIAL } else { FRAMES };
-            // Answered or not, a request arrives at no sink: what counts is how long each takes.
-            let is_counted = what.load != Load::ArpRequests;
-            let turn = Turn { length: *length, slot: effort.slot_of(what.point), limit, is_counted, cpus };
+            let turn = Turn {
+                length: *length,
+                slot: effort.slot_of(what.point),
+                limit,
+                is_counted: what.load.arrives(),
+                cpus,
+            };
             injector.measure(&injection.entry, turn).with_context(|| over(site.peer))
         };
         let samples = blocks.once(places.len(), measure_one, |_repeats| progress())?;
@@ -117,7 +124,10 @@ fn in_turn(
 
 /// Makes a peer's way ready: sinks at both ends, and its flows established.
 fn fill<'a>(what: &What, site: &'a Site, injector: &mut Injector) -> Result<Filled<'a>> {
-    let injection = site.injection(what.way, what.load.family())?;
+    let mut injection = site.injection(what.way, what.load.family())?;
+    if what.load == Load::UnknownMac {
+        injection.macs[1] = NOBODY;
+    }
     let (length, template) = if what.load == Load::ArpRequests {
         (ARP_LENGTH, inject::arp_requests(&injection))
     } else {
@@ -172,25 +182,15 @@ fn series(what: &What, length: usize) -> Series {
     }
 }
 
-/// Kernel memory in bytes that is neither a process's nor given back on demand.
-pub(super) fn kernel_memory() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
-    };
-    Ok(of("SUnreclaim") + of("VmallocUsed") + of("Percpu"))
-}
-
-/// How much kernel memory each of `flows` established flows on `way` takes.
-pub(super) fn flow_memory(site: &Site, way: Way, injector: &mut Injector, flows: u32) -> Result<f64> {
+/// How much kernel memory `flows` established flows on `way` take.
+pub(super) fn flow_memory(site: &Site, way: Way, injector: &mut Injector, flows: u32) -> Result<Memory> {
     let what =
         What { way, load: Load::Injected64, point: Some(Point { axis: Axis::Flows, count: flows.into() }), blocks: 0 };
     let attached = injector.attached();
-    let before = kernel_memory()?;
+    let before = Memory::read()?;
     let filled = fill(&what, site, injector);
-    let after = kernel_memory()?;
+    let after = Memory::read()?;
     injector.detach_to(attached)?;
     filled?;
-    Ok(after.saturating_sub(before) as f64 / f64::from(flows))
+    Ok(after.since(before))
 }

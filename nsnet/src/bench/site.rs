@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::family::{BOTH, Family};
+use super::memory::Memory;
 use super::peer::{Peer, Way};
 use super::proxy::Proxy;
 use super::tool;
@@ -58,8 +59,8 @@ pub(super) struct Site {
     pub(super) attached_in: Duration,
     /// How long it took to publish.
     pub(super) published_in: Duration,
-    /// Bytes of kernel memory that it took.
-    pub(super) published_memory: f64,
+    /// Kernel memory that it took, of many ports.
+    pub(super) published_memory: Option<Memory>,
     /// Of its addresses: what the site was laid out for.
     families: &'static [Family],
     // Before the lab: it ends before the namespaces that it works in.

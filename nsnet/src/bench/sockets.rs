@@ -81,6 +81,7 @@ fn workload(load: Load) -> Option<Workload> {
         | Load::Injected1400
         | Load::InjectedV6
         | Load::NewFlows
-        | Load::ArpRequests => None,
+        | Load::ArpRequests
+        | Load::UnknownMac => None,
     }
 }

@@ -67,6 +67,7 @@ pub(super) fn bench(format: Format, args: &BenchArgs) -> Answer {
     leave_private_mount_namespace()?;
     let interrupt = Interrupt::catch()?;
     // A folder that cannot be written is better known before.
+    let is_new = !args.report.exists();
     std::fs::create_dir_all(&args.report).map_err(|error| {
         anyhow::anyhow!("cannot create {}: {error}; name another by --report", args.report.display())
     })?;
@@ -89,6 +90,10 @@ pub(super) fn bench(format: Format, args: &BenchArgs) -> Answer {
     let mut bar = Bar::new(interrupt)?;
     let results = run(effort, &selection, &mut bar);
     bar.bar.finish_and_clear();
+    if results.is_err() && is_new {
+        // There is nothing to put into it. It stays when somebody else has put something there.
+        std::fs::remove_dir(&args.report).ok();
+    }
     let results = results?;
     let page = report::write(&results, &args.report)?;
     match format {
@@ -117,23 +122,29 @@ struct Bar {
 
 impl Bar {
     fn new(interrupt: Interrupt) -> Result<Self> {
-        let style = ProgressStyle::with_template("{wide_bar} {percent:>3} %, {prefix} left\n{wide_msg}")?;
+        let style = ProgressStyle::with_template("{wide_bar} {percent:>3} %{prefix}\n{wide_msg}")?;
         Ok(Self { bar: ProgressBar::new(1).with_style(style), interrupt, last: String::new() })
     }
 }
 
 impl Progress for Bar {
     fn at(&mut self, what: &str, done: Duration, total: Duration) -> Result<()> {
+        // While another measurement is waited for nothing is planned yet.
+        let is_planned = !total.is_zero();
+        if !is_planned && self.interrupt.is_set() {
+            bail!("interrupted: nothing was begun");
+        }
         self.interrupt.check()?;
+        // By the plan's own estimate, which is in seconds: the bar's would go by how many steps are done.
+        let left = if is_planned { format!(", {} left", time(total.saturating_sub(done))) } else { String::new() };
         if what != self.last {
             what.clone_into(&mut self.last);
             self.bar.set_message(what.to_owned());
             if !std::io::stderr().is_terminal() {
-                output::note(&format!("{what}, {} left", time(total.saturating_sub(done))));
+                output::note(&format!("{what}{left}"));
             }
         }
-        // By the plan's own estimate, which is in seconds: the bar's would go by how many steps are done.
-        self.bar.set_prefix(time(total.saturating_sub(done)));
+        self.bar.set_prefix(left);
         self.bar.set_length(total.as_millis().max(1) as u64);
         self.bar.set_position(done.as_millis() as u64);
         Ok(())
@@ -159,6 +170,14 @@ mod tests {
         assert_eq!(parse::<Load>("udp64-polled"), Ok(Load::Udp64Polled));
         assert_eq!(parse::<Peer>("docker-nft"), Ok(Peer::DockerNft));
         assert!(parse::<Peer>("ovs").unwrap_err().contains("macvlan"));
+    }
+
+    #[test]
+    fn who_ends_a_wait_has_no_lab() {
+        let end =
+            |total| Bar::new(Interrupt::now()).unwrap().at("waiting", Duration::ZERO, total).unwrap_err().to_string();
+        assert_eq!(end(Duration::ZERO), "interrupted: nothing was begun");
+        assert!(end(Duration::from_secs(1)).contains("the lab was taken down"));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) fn add(host: &Host, uplink: &Uplink) -> Result<()> {
         host.dataplane.attach(&host.netlink, host.features, uplink.port(), &link.name, Hook::Uplink)?;
     }
     // After the program: packets leave by an uplink only when answers find their way back.
-    if uplink.mode == Mode::Tc {
+    if xdp::uplink::why_tc(host, uplink, &link)?.is_some() {
         host.maps().set_uplink(&entry(host, uplink, &link)?)?;
         return xdp::uplink::bring(host, uplink, &link);
     }
@@ -130,12 +130,15 @@ pub(crate) fn mode_of(host: &Host, uplink: &Uplink) -> Result<(Mode, String)> {
     let is_on = xdp::uplink::is_on(host, uplink, &link)?;
     Ok(match (uplink.mode, is_on) {
         (Mode::Tc, _) | (Mode::Xdp, true) => (uplink.mode, "as asked for".to_owned()),
-        (Mode::Auto, true) => (Mode::Xdp, "its driver has native XDP".to_owned()),
+        (Mode::Auto, true) => match xdp::uplink::why_tc(host, uplink, &link)? {
+            None => (Mode::Xdp, "its driver has native XDP".to_owned()),
+            Some(why) => (Mode::Xdp, format!("the program is on it still; `nsnet apply` takes it off, since {why}")),
+        },
         (Mode::Xdp, false) => (Mode::Tc, "the XDP program is gone; `nsnet apply` puts it back".to_owned()),
         (Mode::Auto, false) => {
             let tried =
                 || "its driver refused the program when it was put on, with its offloads as they were".to_owned();
-            (Mode::Tc, xdp::uplink::why_not(host, &link)?.unwrap_or_else(tried))
+            (Mode::Tc, xdp::uplink::why_tc(host, uplink, &link)?.unwrap_or_else(tried))
         }
     })
 }

@@ -1,9 +1,10 @@
 //! The report as one page that needs nothing else: styles and plots are in it, for light and dark, wide and narrow.
 
 use super::super::goals::Judged;
+use super::super::loss::Loss;
 use super::super::peer::{Peer, Way};
 use super::super::result::{Cell, Results};
-use super::markdown::{capital, cells_of, columns, losses, nanoseconds, show};
+use super::markdown::{NO_LOSS, capital, cells_of, columns, lost_by, nanoseconds, ratios, show};
 use super::plot::{self, Bar, Line};
 use super::{blocks, circumstances, machine, summary};
 use crate::lab::Measure;
@@ -42,14 +43,12 @@ pub fn html(results: &Results, goals: &[Judged]) -> String {
 }
 
 fn lost(results: &Results) -> String {
-    let losses = losses(results);
+    let losses = results.losses();
     if losses.is_empty() {
-        return "<h2>Where nsnet loses</h2>\n<p>In no cell is another way faster than nsnet by more than the noise. \
-                The direct veth is the limit, not another way.</p>\n"
-            .to_owned();
+        return format!("<h2>Where nsnet loses</h2>\n<p>{NO_LOSS}</p>\n");
     }
-    let items = losses.into_iter().map(|(title, peer, ratio)| {
-        format!("<li>{}: <b>{}</b> of {}</li>\n", escape(&title), show(&ratio), escape(peer.name()))
+    let items = losses.into_iter().map(|Loss { what, to, times, found }| {
+        format!("<li>{}: {}</li>\n", escape(&what), escape(&lost_by(&found, times, to)))
     });
     format!("<h2>Where nsnet loses</h2>\n<ul>\n{}</ul>\n", items.collect::<String>())
 }
@@ -112,18 +111,21 @@ fn cell_plot(cell: &Cell) -> String {
         .collect();
     let noise = cell.noise(Measure::Rate).map(|noise| (1.0, noise.low, noise.high));
     let svg = plot::bars(&cell.title(), &bars, noise);
-    let rows = cell.rows.iter().map(|row| {
-        let columns = columns(cell, row.peer).map(|text| format!("<td>{}</td>", escape(&text))).concat();
-        format!("<tr><td>{}</td>{columns}</tr>\n", escape(row.peer.name()))
-    });
-    let table = format!(
-        "<details><summary>numbers, of {}</summary><div class=\"wide\"><table><thead><tr><th>peer</th><th>rate</th>\
-         <th>to direct veth</th><th>nsnet to it</th><th>added ns</th><th>sender’s cost</th><th>lost</th></tr></thead>\
-         <tbody>\n{}</tbody></table></div></details>",
-        blocks(cell),
-        rows.collect::<String>()
-    );
+    let rows = cell.rows.iter().map(|row| [&[row.peer.name().to_owned()][..], &columns(cell, row.peer)].concat());
+    let names = ["peer", "rate", "to direct veth", "nsnet to it", "added ns", "sender’s cost", "lost"];
+    let table = numbers(&format!("numbers, of {}", blocks(cell)), &names, rows);
     figure(&format!("{}, relative to a direct veth", cell.load.name()), &svg, &table)
+}
+
+/// A table that is unfolded on demand.
+fn numbers(summary: &str, names: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let names: String = names.iter().map(|name| format!("<th>{}</th>", escape(name))).collect();
+    let row = |row: Vec<String>| row.iter().map(|text| format!("<td>{}</td>", escape(text))).collect::<String>();
+    let rows: String = rows.map(|texts| format!("<tr>{}</tr>\n", row(texts))).collect();
+    format!(
+        "<details><summary>{summary}</summary><div class=\"wide\"><table><thead><tr>{names}</tr></thead>\
+         <tbody>\n{rows}</tbody></table></div></details>"
+    )
 }
 
 fn curves(results: &Results) -> String {
@@ -142,7 +144,10 @@ fn curves(results: &Results) -> String {
                 })
                 .collect();
             let title = format!("{}: {}, by {}", first.way.name(), first.load.name(), axis.name());
-            Some(figure(&title, &plot::curves(&title, axis.name(), &lines), ""))
+            let (names, rows) = ratios(&curve);
+            let rows = rows.into_iter().map(|(count, ratios)| [vec![count.to_string()], ratios].concat());
+            let table = numbers("numbers", &[&[axis.name()], &names[..]].concat(), rows);
+            Some(figure(&title, &plot::curves(&title, axis.name(), &lines), &table))
         })
         .collect();
     if plots.is_empty() {
@@ -158,7 +163,7 @@ fn figures(results: &Results) -> String {
         return String::new();
     }
     let rows = results.figures.iter().map(|figure| {
-        let (name, value) = (figure.of.name(), figure.of.show(figure.value));
+        let (name, value) = (figure.of.name(), figure.show());
         let peer = escape(figure.peer.name());
         format!("<tr><td>{name}</td><td>{}</td><td>{peer}</td><td>{value}</td></tr>\n", figure.count)
     });
@@ -227,6 +232,8 @@ mod tests {
         // Added time and ratios of one cell, and one curve.
         assert_eq!(count("svg"), 3);
         assert!(count("polyline") == 2 && count("tr") > 20);
+        let row = "<tr><td>1000</td><td>1.00 [1.00–1.00]</td><td>0.50 [0.50–0.50]</td><td>0.90 [0.90–0.90]</td></tr>";
+        assert!(page().contains(row), "a curve's intervals can be read");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::goals::{Judged, digits};
+use super::super::loss::{Loss, Lost};
 use super::super::peer::{Peer, Way};
 use super::super::result::{Cell, Results};
 use super::{blocks, circumstances, machine, summary};
@@ -29,29 +30,31 @@ pub fn markdown(results: &Results, goals: &[Judged]) -> String {
     text
 }
 
-/// Cells where another way is faster.
-pub(super) fn losses(results: &Results) -> Vec<(String, Peer, Ratio)> {
-    let of = |cell: &Cell| {
-        let title = cell.title();
-        cell.lost_to().into_iter().map(move |(peer, ratio)| (title.clone(), peer, ratio)).collect::<Vec<_>>()
-    };
-    results.cells.iter().flat_map(of).collect()
-}
+/// What is said when there are no losses.
+pub(super) const NO_LOSS: &str = "In nothing that was measured is another way better than nsnet by more than the noise. The \
+                                  direct veth is the limit, not another way.";
 
 fn lost(text: &mut String, results: &Results) {
     line(text, "## Where nsnet loses\n");
-    let losses = losses(results);
+    let losses = results.losses();
     if losses.is_empty() {
-        line(
-            text,
-            "In no cell is another way faster than nsnet by more than the noise (the direct veth is the limit, not a way).\n",
-        );
+        line(text, &format!("{NO_LOSS}\n"));
         return;
     }
-    for (title, peer, ratio) in losses {
-        line(text, &format!("- {title}: {} of {}", show(&ratio), peer.name()));
+    for Loss { what, to, times, found } in losses {
+        line(text, &format!("- {what}: {}", lost_by(&found, times, to)));
     }
     line(text, "");
+}
+
+/// How much is lost, and to whom.
+pub(super) fn lost_by(found: &Lost, times: f64, to: Peer) -> String {
+    match found {
+        Lost::Blocks(ratio) => format!("{} of {}", show(ratio), to.name()),
+        Lost::Figures(ours, theirs) => {
+            format!("{times:.2} times {}, {ours} to {theirs}, measured once", to.name())
+        }
+    }
 }
 
 fn judged(text: &mut String, goals: &[Judged]) {
@@ -124,18 +127,24 @@ fn curves(text: &mut String, results: &Results) {
     for curve in curves {
         let Some((first, point)) = curve.first().and_then(|cell| Some((cell, cell.point?))) else { continue };
         line(text, &format!("### {}: {}, by {}\n", first.way.name(), first.load.name(), point.axis.name()));
-        let peers: Vec<Peer> = first.rows.iter().map(|row| row.peer).filter(|peer| *peer != Peer::Direct).collect();
-        let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+        let (names, rows) = ratios(&curve);
         line(text, &format!("| {} | {} |", point.axis.name(), names.join(" | ")));
-        line(text, &format!("|---|{}", "---|".repeat(peers.len())));
-        for cell in curve {
-            let count = cell.point.map_or(0, |point| point.count);
-            let ratio = |peer: &Peer| cell.ratio(Measure::Rate, *peer, Peer::Direct);
-            let ratios = peers.iter().map(|peer| ratio(peer).map_or_else(|| "–".to_owned(), |ratio| show(&ratio)));
-            line(text, &format!("| {count} | {} |", ratios.collect::<Vec<_>>().join(" | ")));
-        }
+        line(text, &format!("|---|{}", "---|".repeat(names.len())));
+        rows.iter().for_each(|(count, ratios)| line(text, &format!("| {count} | {} |", ratios.join(" | "))));
         line(text, "");
     }
+}
+
+/// A curve in numbers: its peers, and their ratios to the direct veth at each count.
+pub(super) fn ratios(curve: &[&Cell]) -> (Vec<&'static str>, Vec<(u64, Vec<String>)>) {
+    let all = curve.first().map_or(&[][..], |cell| &cell.rows);
+    let peers: Vec<Peer> = all.iter().map(|row| row.peer).filter(|peer| *peer != Peer::Direct).collect();
+    let rows = curve.iter().map(|cell| {
+        let ratio = |peer: &Peer| cell.ratio(Measure::Rate, *peer, Peer::Direct);
+        let ratios = peers.iter().map(|peer| ratio(peer).map_or_else(|| "–".to_owned(), |ratio| show(&ratio)));
+        (cell.point.map_or(0, |point| point.count), ratios.collect())
+    });
+    (peers.iter().map(|peer| peer.name()).collect(), rows.collect())
 }
 
 fn figures(text: &mut String, results: &Results) {
@@ -144,7 +153,7 @@ fn figures(text: &mut String, results: &Results) {
     }
     line(text, "## Time to set up, and memory\n\n| what | how many | peer | value |\n|---|---|---|---|");
     for figure in &results.figures {
-        let (name, value) = (figure.of.name(), figure.of.show(figure.value));
+        let (name, value) = (figure.of.name(), figure.show());
         line(text, &format!("| {name} | {} | {} | {value} |", figure.count, figure.peer.name()));
     }
     line(text, "");
@@ -184,6 +193,27 @@ mod tests {
     use super::super::example;
     use super::*;
     use crate::bench::goals::judge;
+
+    #[test]
+    fn what_was_measured_once_can_be_lost_too() {
+        use super::super::super::result::{Figure, Quantity};
+        let attached = |peer, count, value| Figure { of: Quantity::AttachTime, peer, count, value, range: None };
+        let mut results = example();
+        results.cells.truncate(1);
+        results.cells[0].rows.retain(|row| row.peer != Peer::Macvlan);
+        let told = |results: &Results| markdown(results, &judge(results)).split("## Goals").next().unwrap().to_owned();
+        assert!(told(&results).contains(NO_LOSS));
+        results.figures.extend([attached(Peer::Nsnet, 998, 19.18), attached(Peer::Bridge, 998, 3.98)]);
+        // Nobody to compare with, and less than the other.
+        results.figures.extend([attached(Peer::Nsnet, 8, 0.1), attached(Peer::Nsnet, 98, 0.1)]);
+        results.figures.push(attached(Peer::Bridge, 98, 0.2));
+        let text = told(&results);
+        let loss = "- time to attach namespaces, ms, 998: 4.82 times Linux bridge, 19180.0 to 3980.0, measured once\n";
+        assert!(text.contains(loss) && !text.contains(NO_LOSS) && text.matches("\n- ").count() == 1, "{text}");
+        results = Results { figures: results.figures, ..example() };
+        let text = told(&results);
+        assert!(text.find(loss) < text.find("0.97 [0.97–0.97] of macvlan bridge mode"), "the largest first: {text}");
+    }
 
     #[test]
     fn losses_come_first() {

@@ -53,15 +53,19 @@ fn machine(results: &Results) -> String {
     let instructions = if machine.counts_instructions { "" } else { ", counts no instructions" };
     let pinned = if machine.pinned { "" } else { ", one CPU for both ends" };
     format!(
-        "nsnet {}, Linux {}, {} × {}, {:.0} GB{instructions}{pinned}; {} run, {:.0} minutes",
+        "nsnet {}, Linux {}, {} × {}, {:.0} GB{instructions}{pinned}; {} run, {}",
         machine.nsnet,
         machine.kernel,
         machine.cpus,
         machine.cpu,
         machine.memory,
         results.effort,
-        results.seconds / 60.0
+        took(results.seconds)
     )
+}
+
+fn took(seconds: f64) -> String {
+    if seconds < 90.0 { format!("{seconds:.0} seconds") } else { format!("{:.0} minutes", seconds / 60.0) }
 }
 
 /// How far it is to be trusted, in one line.
@@ -132,7 +136,13 @@ pub(in crate::bench) fn example() -> Results {
             scaled(2, 100e3, 180e3),
             scaled(1_000, 100e3, 179e3),
         ],
-        figures: vec![Figure { of: Quantity::FlowMemory, peer: Peer::Nsnet, count: 100_000, value: 256.0 }],
+        figures: vec![Figure {
+            of: Quantity::FlowMemory,
+            peer: Peer::Nsnet,
+            count: 100_000,
+            value: 256.0,
+            range: None,
+        }],
         left_out: vec![LeftOut { what: "iperf3".into(), why: "there is no iperf3".into() }],
         interrupted: false,
     }
@@ -170,5 +180,6 @@ mod tests {
         assert!(text.starts_with("20 blocks") && !text.contains("quick look"), "{text}");
         assert!(text.ends_with("interrupted: this is what was measured until then"), "{text}");
         assert!(machine(&example()).contains("counts no instructions, one CPU for both ends; quick run, 4 minutes"));
+        assert_eq!(took(8.6), "9 seconds");
     }
 }

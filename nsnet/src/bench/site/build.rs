@@ -9,10 +9,11 @@ use ipnet::IpNet;
 
 use super::{Member, Site, Size, Step, UPLINK, ports};
 use crate::bench::family::{BOTH, Family};
+use crate::bench::memory::Memory;
 use crate::bench::peer::Peer;
 use crate::bench::proxy::Proxy;
 use crate::bench::rules::Rules;
-use crate::bench::scale::kernel_memory;
+use crate::bench::run::MANY;
 use crate::bench::tool;
 use crate::kernel::ethtool::{Ethtool, Switch};
 use crate::kernel::netlink::Netlink;
@@ -62,18 +63,21 @@ impl Size {
 /// What publishing takes.
 struct Publishing {
     begun: Instant,
-    memory: u64,
+    /// Before; of few ports it would tell nothing.
+    memory: Option<Memory>,
 }
 
 impl Publishing {
-    fn begin() -> Result<Publishing> {
-        Ok(Publishing { memory: kernel_memory()?, begun: Instant::now() })
+    fn begin(size: Size) -> Result<Publishing> {
+        let are_many = u64::from(size.published) >= MANY;
+        Ok(Publishing { memory: are_many.then(Memory::read).transpose()?, begun: Instant::now() })
     }
 
-    /// Time, and bytes of kernel memory.
-    fn end(self) -> Result<(Duration, f64)> {
+    /// Time, and kernel memory of many.
+    fn end(self) -> Result<(Duration, Option<Memory>)> {
         let time = self.begun.elapsed();
-        Ok((time, kernel_memory()?.saturating_sub(self.memory) as f64))
+        let memory = self.memory.map(|before| anyhow::Ok(Memory::read()?.since(before)));
+        Ok((time, memory.transpose()?))
     }
 }
 
@@ -84,7 +88,7 @@ impl Site {
             peer,
             attached_in,
             published_in,
-            published_memory: 0.0,
+            published_memory: None,
             families: BOTH,
             _proxy: None,
             lab,
@@ -176,7 +180,7 @@ fn bridged(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
         }
     }
     let attached_in = more_on_bridge(&mut lab, size.others, step)?;
-    let publishing = Publishing::begin()?;
+    let publishing = Publishing::begin(size)?;
     for family in size.families {
         let rules = rules(*family, INSIDE, net, net.blue, size);
         match peer {
@@ -286,7 +290,7 @@ fn routed(size: Size) -> Result<Site> {
         members.push(Member { interface: "eth0".to_owned(), ip, comes_in_by: ("host", format!("to-{ns}")) });
     }
     let [red, blue] = <[Member; 2]>::try_from(members).ok().context("two members")?;
-    let publishing = Publishing::begin()?;
+    let publishing = Publishing::begin(size)?;
     for family in size.families {
         load_nft(&host, *family, &rules(*family, "to-+", NET, blue.ip, size)?.masquerade())?;
     }
@@ -359,7 +363,7 @@ fn nsnet(peer: Peer, size: Size, step: Step<'_>) -> Result<Site> {
     };
     let (red, blue) = (member("red", red)?, member("blue", blue)?);
     let attached_in = more_in_network(&mut lab, size, step)?;
-    let publishing = Publishing::begin()?;
+    let publishing = Publishing::begin(size)?;
     if size.published > 0 {
         let (first, last) = (*ports(size.published).start(), *ports(size.published).end());
         let range = format!("{first}-{last}:{first}-{last}");

@@ -16,16 +16,17 @@ use super::{Side, refused_by};
 
 /// Brings the uplink into its mode. What only may be ([`Mode::Auto`]) is noted where it cannot be.
 pub(crate) fn bring(host: &Host, uplink: &Uplink, link: &Link) -> Result<()> {
-    if is_on(host, uplink, link)? {
-        return if uplink.mode == Mode::Tc { leave(host, uplink) } else { enter_map(host, uplink) };
-    }
-    let entered = match uplink.mode {
-        Mode::Tc => return leave(host, uplink),
-        Mode::Xdp => enter(host, uplink, link),
-        Mode::Auto => match why_not(host, link)? {
-            Some(why) => Err(KernelError::refused(format!("use XDP at uplink {}", link.name), why)),
-            None => enter(host, uplink, link),
-        },
+    let entered = match why_tc(host, uplink, link)? {
+        None if is_on(host, uplink, link)? => return enter_map(host, uplink),
+        None => enter(host, uplink, link),
+        Some(why) => {
+            // What was there before does not count: a mode has one state.
+            leave(host, uplink)?;
+            if uplink.mode == Mode::Tc {
+                return Ok(());
+            }
+            Err(KernelError::refused(format!("use XDP at uplink {}", link.name), why))
+        }
     };
     match entered {
         Err(error) if uplink.mode == Mode::Auto => {
@@ -70,7 +71,7 @@ pub(crate) fn is_on(host: &Host, uplink: &Uplink, link: &Link) -> Result<bool> {
 
 /// Flags of the uplink's entry: which frames of XDP it takes.
 pub(crate) fn entry_flags(host: &Host, uplink: &Uplink, link: &Link) -> Result<u16> {
-    if uplink.mode == Mode::Tc || !is_on(host, uplink, link)? {
+    if !is_on(host, uplink, link)? || why_tc(host, uplink, link)?.is_some() {
         return Ok(0);
     }
     let features = xdp_features(link.index)?.unwrap_or_default();
@@ -85,12 +86,11 @@ pub(crate) fn entry_flags(host: &Host, uplink: &Uplink, link: &Link) -> Result<u
 pub(crate) fn differences(host: &Host, uplink: &Uplink, link: &Link) -> Result<Vec<Difference>> {
     let (is_on, name) = (is_on(host, uplink, link)?, &link.name);
     let mut found = Vec::new();
-    match uplink.mode {
-        Mode::Xdp if !is_on => found.push(Difference::missing(format_args!("XDP program on {name}"))),
-        Mode::Tc if host.dataplane.has_xdp_link(uplink.port()) => {
-            found.push(Difference::extra(format_args!("XDP program on {name}"), "in mode tc"));
-        }
-        Mode::Tc | Mode::Xdp | Mode::Auto => {}
+    if uplink.mode == Mode::Xdp && !is_on {
+        found.push(Difference::missing(format_args!("XDP program on {name}")));
+    }
+    if host.dataplane.has_xdp_link(uplink.port()) && why_tc(host, uplink, link)?.is_some() {
+        found.push(Difference::extra(format_args!("XDP program on {name}"), format_args!("in mode {}", uplink.mode)));
     }
     if is_on && host.maps().xdp_port(uplink.port())? != Some(uplink.ifindex) {
         found.push(Difference::missing("device of the uplink for XDP"));
@@ -98,15 +98,26 @@ pub(crate) fn differences(host: &Host, uplink: &Uplink, link: &Link) -> Result<V
     Ok(found)
 }
 
-/// Why an uplink is better left to TC, as far as that can be told without trying.
-pub(crate) fn why_not(host: &Host, link: &Link) -> Result<Option<String>> {
+/// Why TC is where an uplink's frames belong, as far as that can be told without trying. It does not depend on whether
+/// the program is on it now.
+pub(crate) fn why_tc(host: &Host, uplink: &Uplink, link: &Link) -> Result<Option<String>> {
+    match uplink.mode {
+        Mode::Tc => Ok(Some("that was asked for".to_owned())),
+        Mode::Xdp => Ok(None),
+        Mode::Auto => why_not(host, link),
+    }
+}
+
+fn why_not(host: &Host, link: &Link) -> Result<Option<String>> {
     if !host.dataplane.has_accelerator() {
         return Ok(Some("this kernel has not taken the programs for it".to_owned()));
     }
     if link.kind.as_deref() == Some("veth") {
         return Ok(Some("it is a veth, whose other end would have to cut all segments itself (no GSO)".to_owned()));
     }
-    if let Some(other) = link.xdp {
+    if let Some(other) = link.xdp
+        && other != host.dataplane.xdp_program_id(Side::Uplink)?
+    {
         return Ok(Some(format!("another XDP program (number {other}) is on it")));
     }
     if let Some(why) = tags_aside(link)? {
