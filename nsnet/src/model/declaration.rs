@@ -171,7 +171,7 @@ mod tests {
             ("[[ns]]\nname = \"a\"\nname = \"b\"\n", "line 3: the key name is there twice; delete one"),
             ("[ns]\nname = \"a\"\n", "line 1: ns: invalid type: map, expected a sequence; write [[ns]], in two pairs"),
             ("[[ns]]\nname = \"a\n", "line 2: this is no TOML: "),
-            ("[[ns]]\nname = \"a/b\"\n", "line 2: name in [[ns]]: a name is 1 to 15"),
+            ("[[ns]]\nname = \"a/b\"\n", "line 2: name in [[ns]]: \"a/b\": a name is 1 to 15"),
             (
                 "[[network]]\nname = \"n\"\nsubnet = [\n\"10.0.0.0/24\",\n\"x\"]\n",
                 "line 5: subnet in [[network]]: \"x\": say an address and a prefix length",
