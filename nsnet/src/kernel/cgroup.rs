@@ -19,7 +19,20 @@ use super::error::{Doing as _, KernelError, Result};
 ///
 /// In a container with a cgroup namespace of its own it is the root of that: the container's sockets.
 pub fn root() -> Result<File> {
-    if let Some(file) = by_mount_of("self").or_else(|| by_mount_of("1")) {
+    by_mount_of_ours()?.map_or_else(elsewhere, Ok)
+}
+
+/// Whether it can be opened. Fails when our mounts cannot be read, which says nothing of it.
+pub(super) fn is_there() -> Result<bool> {
+    Ok(by_mount_of_ours()?.is_some() || elsewhere().is_ok())
+}
+
+fn by_mount_of_ours() -> Result<Option<File>> {
+    by_mount_of("self").doing(|| "read /proc/self/mountinfo")
+}
+
+fn elsewhere() -> Result<File> {
+    if let Ok(Some(file)) = by_mount_of("1") {
         return Ok(file);
     }
     // A further mount sets the options of all (`nsdelegate`), so there must be none: that is for PID 1's table to say.
@@ -30,15 +43,15 @@ pub fn root() -> Result<File> {
     }
 }
 
-fn by_mount_of(process: &str) -> Option<File> {
-    let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
+fn by_mount_of(process: &str) -> io::Result<Option<File>> {
+    let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo"))?;
     let open = |place: PathBuf| {
         let file = File::open(format!("/proc/{process}/root{}", place.display())).ok()?;
         // Something else may be mounted over it.
         let is_it = fstatfs(&file).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
         is_it.then_some(file)
     };
-    mounts.lines().filter_map(whole_cgroup2).find_map(open)
+    Ok(mounts.lines().filter_map(whole_cgroup2).find_map(open))
 }
 
 /// Whether a line of /proc/PID/mountinfo (proc_pid_mountinfo(5)) is about a cgroup2 file system.

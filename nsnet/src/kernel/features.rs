@@ -63,7 +63,7 @@ impl Features {
                 && settled(has_helper(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_redirect_peer)),
             peer_scrubs: allowed("peer_scrubs") && kernel_is_at_least(6, 16),
             fib_source: allowed("fib_source") && kernel_is_at_least(6, 7),
-            cgroup: allowed("cgroup") && cgroup::root().is_ok(),
+            cgroup: allowed("cgroup") && settled(cgroup::is_there()),
             set_retval: allowed("set_retval")
                 && settled(has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)),
         };
