@@ -20,7 +20,7 @@ pub(super) fn check_free(netlink: &Netlink, name: &str, port: PortId, around: &A
 }
 
 pub(super) fn taken(name: &str) -> KernelError {
-    KernelError::refused(format!("create interface {name}"), "the host has one of this name")
+    KernelError::refused(format!("create interface {name}"), "there is one of this name already")
         .with_remedy("choose another name")
 }
 
